@@ -1,0 +1,582 @@
+"""What a job can be told: one dataclass per variant of each group under `conf/`, and the checks on values.
+
+The dataclasses say which keys exist and of which kind; the values, with their units, stand in the YAML files
+and only there. `kind` names the variant, so that a written configuration says by itself what it is.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum, auto
+from typing import Literal
+
+Length = int | float | str
+"""Å as a number, or text with a unit: 7, "7A", "7Å", "5px"."""
+
+
+class ThresholdUnit(StrEnum):
+    """What a mask threshold is measured in."""
+
+    fraction = auto()
+    absolute = auto()
+
+
+class CtfDamping(StrEnum):
+    """How the B-factor and scale columns of a STAR file enter the CTF."""
+
+    relion = auto()
+    absolute = auto()
+    none = auto()
+
+
+class Regularisation(StrEnum):
+    """How the half-maps are filtered before they serve as references."""
+
+    wiener = auto()
+    none = auto()
+
+
+@dataclass
+class PerDomain:
+    """One number for each labelled domain that moves."""
+
+    head: float
+    foot: float
+    arm: float
+
+
+@dataclass
+class DataConfig:
+    """Where the particles come from."""
+
+
+@dataclass
+class SimulatedData(DataConfig):
+    """Particles simulated from the embedded ribosome, with known poses."""
+
+    particles: int
+    box_size: int
+    pixel_size: float
+    snr: float
+    rotation_spread: PerDomain
+    shift_spread: PerDomain
+    pose_error_rotation: float
+    pose_error_shift: float
+    defocus_min: float
+    defocus_max: float
+    voltage: float
+    spherical_aberration: float
+    amplitude_contrast: float
+    simulation_seed: int
+    kind: str = "simulated"
+
+
+@dataclass
+class RelionData(DataConfig):
+    """Particles, with poses, of a RELION STAR file."""
+
+    star: str
+    image_folder: str | None
+    ctf_damping: CtfDamping
+    half_set_seed: int
+    kind: str = "relion"
+
+
+@dataclass
+class ConsensusConfig:
+    """Where the starting half-maps come from."""
+
+
+@dataclass
+class ReconstructedConsensus(ConsensusConfig):
+    """Half-maps reconstructed from the poses that come with the particles."""
+
+    kind: str = "reconstruct"
+
+
+@dataclass
+class ConsensusFiles(ConsensusConfig):
+    """Two half-map files."""
+
+    half_a: str
+    half_b: str
+    kind: str = "files"
+
+
+@dataclass
+class MaskBaseConfig:
+    """The map that masks are cut from."""
+
+    smoothing: float | None
+
+
+@dataclass
+class DomainBase(MaskBaseConfig):
+    """The consensus map inside the territory of one labelled domain."""
+
+    name: str
+    kind: str = "domain"
+
+
+@dataclass
+class FileBase(MaskBaseConfig):
+    """A map file."""
+
+    path: str
+    kind: str = "file"
+
+
+@dataclass
+class ConsensusBase(MaskBaseConfig):
+    """The whole consensus map."""
+
+    kind: str = "consensus"
+
+
+@dataclass
+class MaskConfig:
+    """The mask that aligns."""
+
+
+@dataclass
+class SoftMask(MaskConfig):
+    """A mask made from the mask base: threshold, dilate, pad softly."""
+
+    threshold: float
+    threshold_unit: ThresholdUnit
+    dilation_radius: Length
+    soft_padding_width: Length
+    kind: str = "soft"
+
+
+@dataclass
+class MaskFile(MaskConfig):
+    """A finished mask."""
+
+    path: str
+    kind: str = "file"
+
+
+@dataclass
+class ScoringConfig:
+    """The mask and the band that every job of a sweep is scored with."""
+
+    band_low: float
+    band_high: float | None
+    randomisations: int
+
+
+@dataclass
+class SoftScoring(ScoringConfig):
+    """A scoring mask made from the mask base."""
+
+    threshold: float
+    threshold_unit: ThresholdUnit
+    dilation_radius: Length
+    soft_padding_width: Length
+    kind: str = "soft"
+
+
+@dataclass
+class ScoringFile(ScoringConfig):
+    """A finished scoring mask."""
+
+    path: str
+    kind: str = "file"
+
+
+@dataclass
+class FulcrumConfig:
+    """The point that rotations turn about."""
+
+
+@dataclass
+class MaskCentre(FulcrumConfig):
+    """The centre of mass of the mask that aligns."""
+
+    kind: str = "mask_centre"
+
+
+@dataclass
+class BoxCentre(FulcrumConfig):
+    """The centre of the box."""
+
+    kind: str = "box_centre"
+
+
+@dataclass
+class FulcrumPx(FulcrumConfig):
+    """A point in px from the box corner, as read from a viewer."""
+
+    position: list[float]
+    kind: str = "px"
+
+
+@dataclass
+class FulcrumMarker(FulcrumConfig):
+    """A point in Å in the frame of the map: of a marker file, or given."""
+
+    path: str | None
+    position: list[float] | None
+    kind: str = "marker"
+
+
+@dataclass
+class SearchConfig:
+    """How far from its starting pose a particle may go."""
+
+    rotation_extent: float
+    shift_extent: float
+    rotation_prior: float | None
+    shift_prior: float | None
+    recentre: bool
+
+
+@dataclass
+class RefinementConfig:
+    """The loop of the local refinement."""
+
+    max_iterations: int
+    initial_lowpass: float
+    max_resolution: float | None
+    regularisation: Regularisation
+
+
+@dataclass
+class ComputeConfig:
+    """What a job runs on."""
+
+    device: str
+    threads: int
+    batch_size: int | None
+    memory_budget: str
+
+
+@dataclass
+class TrackingConfig:
+    """Where runs are logged besides their own folder."""
+
+    enabled: bool
+    uri: str | None
+
+
+@dataclass
+class JobConfig:
+    """One job: everything `job.run_job` needs to know."""
+
+    study: str
+    seed: int
+    output_dir: str
+    data: DataConfig
+    consensus: ConsensusConfig
+    mask_base: MaskBaseConfig
+    mask: MaskConfig
+    scoring: ScoringConfig
+    fulcrum: FulcrumConfig
+    search: SearchConfig
+    refinement: RefinementConfig
+    compute: ComputeConfig
+    tracking: TrackingConfig
+
+
+SCHEMAS: dict[str, tuple[type, ...]] = {
+    "data": (SimulatedData, RelionData),
+    "consensus": (ReconstructedConsensus, ConsensusFiles),
+    "mask_base": (DomainBase, FileBase, ConsensusBase),
+    "mask": (SoftMask, MaskFile),
+    "scoring": (SoftScoring, ScoringFile),
+    "fulcrum": (MaskCentre, BoxCentre, FulcrumPx, FulcrumMarker),
+    "search": (SearchConfig,),
+    "refinement": (RefinementConfig,),
+    "compute": (ComputeConfig,),
+    "tracking": (TrackingConfig,),
+}
+"""The variants of each group; a group with one variant needs no `kind`."""
+
+
+def schema_name(schema: type) -> str:
+    """The name under which `conf/` refers to `schema`: its kind, or `default`."""
+    return str(getattr(schema, "kind", "default"))
+
+
+def register() -> None:
+    """Make the schemas known to Hydra, as `/schema/<group>/<kind>` and `schema` at the top."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    store.store(name="schema", node=JobConfig)
+    for group, schemas in SCHEMAS.items():
+        for schema in schemas:
+            store.store(group=f"schema/{group}", name=schema_name(schema), node=schema)
+
+
+_LENGTH = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(px|A|Å|\u212b)?\s*")
+
+
+def parse_length(value: Length, pixel_size: float) -> float:
+    """Length in Å of a number (Å) or of text with a unit ("7A", "7Å", "5px").
+
+    Raises:
+        ValueError: not a length, or negative.
+    """
+    matched = _LENGTH.fullmatch(str(value))
+    number = float(matched[1]) if matched else math.nan
+    if matched is None or not math.isfinite(number):
+        raise ValueError(f"{value!r} is not a length; write Å as 7 or 7A, or voxels as 5px")
+    if number < 0.0:
+        raise ValueError(f"{value!r} is negative; a length is 0 or more")
+    return number * pixel_size if matched[2] == "px" else number
+
+
+_MEMORY_UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
+
+
+def parse_memory(text: str) -> int:
+    """Bytes of a text such as "4GB" (MB, GB, MiB, GiB).
+
+    Raises:
+        ValueError: not a positive amount of memory.
+    """
+    matched = re.fullmatch(r"\s*(\d+\.?\d*)\s*(MB|GB|MiB|GiB)\s*", text)
+    if matched is None or float(matched[1]) <= 0.0:
+        raise ValueError(f"{text!r} is not an amount of memory; write for example 4GB (MB, GB, MiB or GiB)")
+    return int(float(matched[1]) * _MEMORY_UNITS[matched[2]])
+
+
+def faults(config: JobConfig) -> list[str]:
+    """Every value that cannot be used, one sentence each; empty if there is none.
+
+    What needs the data files themselves is checked by the job.
+    """
+    return [
+        *_top_faults(config),
+        *_kind_faults(config),
+        *_data_faults(config.data),
+        *_base_faults(config),
+        *_mask_faults("mask", config.mask),
+        *_scoring_faults(config),
+        *_fulcrum_faults(config),
+        *_search_faults(config.search),
+        *_refinement_faults(config),
+        *_compute_faults(config.compute),
+    ]
+
+
+Bound = Literal["above", "from"]
+
+
+def _range(
+    key: str,
+    value: float | None,
+    low: float,
+    high: float = math.inf,
+    *,
+    bound: Bound = "from",
+    unit: str = "",
+    remedy: str = "",
+) -> list[str]:
+    """A fault unless `value` is finite and from (or above) `low` up to `high`; null passes."""
+    if value is None:
+        return []
+    reaches = value > low if bound == "above" else value >= low
+    if math.isfinite(value) and reaches and value <= high:
+        return []
+    name = f" {unit}" if unit else ""
+    allowed = f"{bound} {low:g}{name}" + ("" if math.isinf(high) else f" up to {high:g}{name}")
+    return [f"{key}={value:g}: must be {allowed}" + (f"; {remedy}" if remedy else "")]
+
+
+def _top_faults(config: JobConfig) -> list[str]:
+    found = _range("seed", config.seed, 0, 2**31 - 1)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.study):
+        found.append(
+            f"study={config.study!r}: names a folder, so it may hold letters, digits, '.', '_' and '-' only"
+        )
+    if not config.output_dir:
+        found.append("output_dir='': must name a folder, for example output_dir=cryosweep_out")
+    return found
+
+
+def _kind_faults(config: JobConfig) -> list[str]:
+    found: list[str] = []
+    for group, schemas in SCHEMAS.items():
+        chosen = getattr(config, group)
+        kind = getattr(chosen, "kind", None)
+        if kind is not None and kind != schema_name(type(chosen)):
+            options = ", ".join(schema_name(schema) for schema in schemas)
+            found.append(
+                f"{group}.kind={kind}: follows from the option chosen and cannot be set ({options}); "
+                f"choose another option with {group}=..."
+            )
+    return found
+
+
+def _data_faults(data: DataConfig) -> list[str]:
+    if not isinstance(data, SimulatedData):
+        return []
+    found = [
+        *_range("data.particles", data.particles, 8),
+        *_range("data.box_size", data.box_size, 16, 1024, unit="px"),
+        *_range("data.pixel_size", data.pixel_size, 0, bound="above", unit="Å"),
+        *_range("data.snr", data.snr, 0, bound="above"),
+        *_range("data.pose_error_rotation", data.pose_error_rotation, 0, 180, unit="degrees"),
+        *_range("data.pose_error_shift", data.pose_error_shift, 0, unit="Å"),
+        *_range("data.defocus_min", data.defocus_min, 0, unit="Å"),
+        *_range("data.voltage", data.voltage, 50, 1000, unit="kV"),
+        *_range("data.spherical_aberration", data.spherical_aberration, 0, 10, unit="mm"),
+        *_range("data.amplitude_contrast", data.amplitude_contrast, 0, 1),
+        *_range("data.simulation_seed", data.simulation_seed, 0, 2**31 - 1),
+    ]
+    for domain in ("head", "foot", "arm"):
+        rotation, shift = getattr(data.rotation_spread, domain), getattr(data.shift_spread, domain)
+        found += _range(f"data.rotation_spread.{domain}", rotation, 0, 180, unit="degrees")
+        found += _range(f"data.shift_spread.{domain}", shift, 0, unit="Å")
+    if data.box_size % 2:
+        found.append(f"data.box_size={data.box_size}: simulated boxes are even; give an even number of px")
+    if not data.defocus_max >= data.defocus_min:
+        found.append(
+            f"data.defocus_max={data.defocus_max:g}: must be from data.defocus_min={data.defocus_min:g} Å up"
+        )
+    return found
+
+
+def _base_faults(config: JobConfig) -> list[str]:
+    base = config.mask_base
+    found = _range("mask_base.smoothing", base.smoothing, 0, unit="Å")
+    if isinstance(base, DomainBase):
+        if not isinstance(config.data, SimulatedData):
+            found.append(
+                "mask_base=domain: only simulated data have labelled domains; "
+                "choose mask_base=file (a map of the domain) or mask_base=consensus"
+            )
+        elif base.name not in ("body", "head", "foot", "arm"):
+            found.append(f"mask_base.name={base.name}: must be one of body, head, foot, arm")
+    return found
+
+
+def _mask_faults(group: str, mask: object) -> list[str]:
+    """Faults of a mask that is made here; `group` is the key it stands under."""
+    if not isinstance(mask, SoftMask | SoftScoring):
+        return []
+    found: list[str] = []
+    if mask.threshold_unit is ThresholdUnit.fraction:
+        found += _range(
+            f"{group}.threshold",
+            mask.threshold,
+            0,
+            1,
+            bound="above",
+            remedy=f"for map units set {group}.threshold_unit=absolute",
+        )
+    elif not math.isfinite(mask.threshold):
+        found.append(f"{group}.threshold={mask.threshold}: must be a number in map units")
+    for key in ("dilation_radius", "soft_padding_width"):
+        try:
+            parse_length(getattr(mask, key), 1.0)
+        except ValueError as error:
+            found.append(f"{group}.{key}: {error}")
+    return found
+
+
+def _nyquist_faults(config: JobConfig, limits: Sequence[tuple[str, float | None]]) -> list[str]:
+    """Faults of resolutions finer than the Nyquist limit, where the pixel size is already known."""
+    if not isinstance(config.data, SimulatedData):
+        return []
+    nyquist = 2.0 * config.data.pixel_size
+    return [
+        f"{key}={value:g}: lies beyond Nyquist ({nyquist:g} Å at data.pixel_size={config.data.pixel_size:g} Å);"
+        f" give {nyquist:g} Å or more"
+        for key, value in limits
+        if value is not None and 0.0 < value < nyquist
+    ]
+
+
+def _scoring_faults(config: JobConfig) -> list[str]:
+    scoring = config.scoring
+    found = [
+        *_range("scoring.band_low", scoring.band_low, 0, bound="above", unit="Å"),
+        *_range("scoring.band_high", scoring.band_high, 0, bound="above", unit="Å"),
+        *_range("scoring.randomisations", scoring.randomisations, 1, 100),
+        *_mask_faults("scoring", scoring),
+        *_nyquist_faults(
+            config, (("scoring.band_low", scoring.band_low), ("scoring.band_high", scoring.band_high))
+        ),
+    ]
+    if scoring.band_high is not None and scoring.band_high >= scoring.band_low:
+        found.append(
+            f"scoring.band_high={scoring.band_high:g}: must be a finer resolution (fewer Å) than "
+            f"scoring.band_low={scoring.band_low:g} Å"
+        )
+    return found
+
+
+def _fulcrum_faults(config: JobConfig) -> list[str]:
+    fulcrum = config.fulcrum
+    if not isinstance(fulcrum, FulcrumPx | FulcrumMarker):
+        return []
+    position = fulcrum.position
+    if isinstance(fulcrum, FulcrumMarker) and (fulcrum.path is None) == (position is None):
+        given = "neither is" if position is None else "both are"
+        return [f"fulcrum=marker: give fulcrum.path or fulcrum.position, one of the two; {given} given"]
+    if position is None:
+        return []
+    if len(position) != 3 or not all(math.isfinite(x) for x in position):
+        return [f"fulcrum.position={position}: must be three numbers [x,y,z]"]
+    if isinstance(fulcrum, FulcrumPx) and isinstance(config.data, SimulatedData):
+        box, pixel = config.data.box_size, config.data.pixel_size
+        if not all(0.0 <= x <= box - 1 for x in position):
+            in_px = ",".join(f"{x / pixel:.1f}" for x in position)
+            return [
+                f"fulcrum.position={position} px: lies outside the {box} px box; "
+                f"if these are Å, divide by data.pixel_size ({pixel:g}) to get [{in_px}]"
+            ]
+    return []
+
+
+def _search_faults(search: SearchConfig) -> list[str]:
+    return [
+        *_range("search.rotation_extent", search.rotation_extent, 0, 180, unit="degrees"),
+        *_range("search.shift_extent", search.shift_extent, 0, unit="Å"),
+        *_range("search.rotation_prior", search.rotation_prior, 0, bound="above", unit="degrees"),
+        *_range("search.shift_prior", search.shift_prior, 0, bound="above", unit="Å"),
+    ]
+
+
+def _refinement_faults(config: JobConfig) -> list[str]:
+    refinement = config.refinement
+    found = [
+        *_range("refinement.max_iterations", refinement.max_iterations, 1, 100),
+        *_range("refinement.initial_lowpass", refinement.initial_lowpass, 0, bound="above", unit="Å"),
+        *_range("refinement.max_resolution", refinement.max_resolution, 0, bound="above", unit="Å"),
+        *_nyquist_faults(
+            config,
+            (
+                ("refinement.initial_lowpass", refinement.initial_lowpass),
+                ("refinement.max_resolution", refinement.max_resolution),
+            ),
+        ),
+    ]
+    cap = refinement.max_resolution
+    if cap is not None and cap > refinement.initial_lowpass:
+        found.append(
+            f"refinement.max_resolution={cap:g}: must not be coarser than "
+            f"refinement.initial_lowpass={refinement.initial_lowpass:g} Å, where the first iteration starts"
+        )
+    return found
+
+
+def _compute_faults(compute: ComputeConfig) -> list[str]:
+    found = [
+        *_range("compute.threads", compute.threads, 1, 1024),
+        *_range("compute.batch_size", compute.batch_size, 1),
+    ]
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", compute.device):
+        found.append(f"compute.device={compute.device}: must be auto, cpu, cuda or cuda:<number>")
+    try:
+        parse_memory(compute.memory_budget)
+    except ValueError as error:
+        found.append(f"compute.memory_budget: {error}")
+    return found

@@ -1,0 +1,546 @@
+"""Figures from numbers, for one run: slices, masks, FSC curves and pose changes.
+
+Every function takes arrays and gives a `matplotlib.figure.Figure` that belongs to nobody else: no global
+pyplot state is touched, so figures may be drawn in any thread or process and saved with `figure.savefig`.
+The numbers behind each figure are stored beside it as CSV or MRC by whoever calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Circle
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating[Any]]
+
+# Colours of Okabe and Ito (2008), which remain distinct under the common colour-vision deficiencies.
+BLACK = "#000000"
+ORANGE = "#E69F00"
+SKY_BLUE = "#56B4E9"
+GREEN = "#009E73"
+YELLOW = "#F0E442"
+BLUE = "#0072B2"
+VERMILION = "#D55E00"
+PURPLE = "#CC79A7"
+GREY = "#7F7F7F"
+
+MASK_EDGE = 0.5
+MASK_END = 0.05
+
+
+class CurveStyle(NamedTuple):
+    """How one kind of FSC curve is named and drawn everywhere."""
+
+    label: str
+    colour: str
+    dash: str
+
+
+CURVE_STYLES: Mapping[str, CurveStyle] = {
+    "none": CurveStyle("no mask", GREY, "-"),
+    "spherical": CurveStyle("spherical mask", SKY_BLUE, "-"),
+    "loose": CurveStyle("loose mask", GREEN, "-"),
+    "tight": CurveStyle("tight mask (the mask of this run)", BLUE, "-"),
+    "corrected": CurveStyle("corrected for the mask", BLACK, "-"),
+    "randomised": CurveStyle("phases randomised (effect of the mask alone)", VERMILION, "--"),
+}
+
+_RESOLUTION_TICKS = (
+    *(
+        200.0,
+        100.0,
+        60.0,
+        40.0,
+        30.0,
+        25.0,
+        20.0,
+        17.0,
+        15.0,
+        13.0,
+        12.0,
+        11.0,
+        10.0,
+        9.0,
+        8.0,
+        7.0,
+        6.0,
+        5.5,
+    ),
+    *(
+        5.0,
+        4.5,
+        4.0,
+        3.7,
+        3.5,
+        3.2,
+        3.0,
+        2.8,
+        2.6,
+        2.4,
+        2.2,
+        2.0,
+        1.9,
+        1.8,
+        1.7,
+        1.6,
+        1.5,
+        1.4,
+        1.3,
+        1.2,
+        1.1,
+        1.0,
+    ),
+    *(0.9, 0.8, 0.7, 0.6, 0.5),
+)
+
+
+def resolution_ticks(nyquist: float, *, spacing: float = 0.07) -> tuple[tuple[float, str], ...]:
+    """Round resolutions for an axis that is linear in 1/Å and ends at Nyquist.
+
+    Args:
+        nyquist: Å; the finest resolution, which always gets a tick.
+        spacing: smallest distance between ticks as a fraction of the axis.
+
+    Returns:
+        Pairs of frequency (1/Å) and label (Å), coarse to fine.
+    """
+    end = 1.0 / nyquist
+    ticks: list[tuple[float, str]] = []
+    for resolution in _RESOLUTION_TICKS:
+        frequency = 1.0 / resolution
+        previous = ticks[-1][0] if ticks else 0.0
+        if frequency - previous >= spacing * end and end - frequency >= spacing * end:
+            ticks.append((frequency, f"{resolution:g}"))
+    return (*ticks, (end, f"{nyquist:.3g}"))
+
+
+class _Plane(NamedTuple):
+    """One orthogonal slice: the array axis it cuts, and the names of the axes across and up."""
+
+    axis: int
+    across: str
+    up: str
+
+
+_PLANES = (_Plane(0, "x", "y"), _Plane(1, "x", "z"), _Plane(2, "y", "z"))
+_XYZ = "xyz"
+
+
+def slices_figure(
+    volume: Array,
+    *,
+    pixel_size: float,
+    fulcrum: Sequence[float],
+    mask: Array | None = None,
+    title: str = "",
+) -> Figure:
+    """Three orthogonal slices of a map through the fulcrum, on one grey scale.
+
+    Args:
+        volume: (d, d, d) indexed z, y, x.
+        pixel_size: Å.
+        fulcrum: (x, y, z) in Å from the box centre.
+        mask: (d, d, d) in [0, 1]; drawn as an outline at 0.5 and, dashed, at 0.05 where its soft edge ends.
+        title: heading of the figure.
+
+    Raises:
+        ValueError: the fulcrum lies outside the box, or the shapes do not fit.
+    """
+    _check_volume(volume, mask)
+    index = _voxel_of(fulcrum, volume.shape[0], pixel_size)
+    cuts = [_cut(volume, plane, index) for plane in _PLANES]
+    low, high = _grey_range(cuts)
+    figure, axes = _three_panels(title)
+    for panel, plane, cut in zip(axes, _PLANES, cuts, strict=True):
+        _show(panel, cut, pixel_size, low, high)
+        _name_axes(panel, plane, _position_of(index, volume.shape[0], pixel_size))
+        if mask is not None:
+            _outline(panel, _cut(mask, plane, index), pixel_size)
+        _cross(panel, plane, fulcrum)
+    _legend_below(figure, _mask_keys(mask is not None))
+    return figure
+
+
+def mask_figure(mask: Array, volume: Array, pixel_size: float, fulcrum: Sequence[float]) -> Figure:
+    """Three orthogonal slices of a mask laid over a map, through the mask's centre of mass.
+
+    The cross marks the fulcrum as seen along each axis; each panel says how far it lies from the slice shown,
+    because a fulcrum at a hinge is often outside the mask.
+
+    Args:
+        mask: (d, d, d) in [0, 1], indexed z, y, x.
+        volume: (d, d, d) the map under it.
+        pixel_size: Å.
+        fulcrum: (x, y, z) in Å from the box centre.
+
+    Raises:
+        ValueError: the fulcrum lies outside the box, the mask is empty, or the shapes do not fit.
+    """
+    _check_volume(volume, mask)
+    _voxel_of(fulcrum, volume.shape[0], pixel_size)
+    index = _mask_centre(mask)
+    position = _position_of(index, volume.shape[0], pixel_size)
+    cuts = [_cut(volume, plane, index) for plane in _PLANES]
+    low, high = _grey_range(cuts)
+    enclosed = float(mask.sum()) * pixel_size**3
+    figure, axes = _three_panels(
+        f"Mask over the map, slices through the mask's centre of mass (it encloses {enclosed:,.0f} Å³)"
+    )
+    for panel, plane, cut in zip(axes, _PLANES, cuts, strict=True):
+        _show(panel, cut, pixel_size, low, high)
+        _name_axes(panel, plane, position)
+        cover = _cut(mask, plane, index)
+        tint = np.zeros((*cover.shape, 4))
+        tint[..., :3] = np.array([0xE6, 0x9F, 0x00]) / 255.0
+        tint[..., 3] = 0.35 * cover
+        panel.imshow(
+            tint, origin="lower", extent=_extent(cover.shape[0], pixel_size), interpolation="nearest"
+        )
+        _outline(panel, cover, pixel_size)
+        _cross(panel, plane, fulcrum)
+        normal = 2 - plane.axis
+        away = fulcrum[normal] - position[normal]
+        side = "above" if away > 0 else "below"
+        where = f"{abs(away):.0f} Å {side} this slice" if abs(away) > 0.5 * pixel_size else "in this slice"
+        panel.text(
+            0.02, 0.02, f"fulcrum {where}",
+            transform=panel.transAxes, color="white", fontsize=8,
+            bbox={"facecolor": "black", "alpha": 0.6, "linewidth": 0, "pad": 2},
+        )  # fmt: skip
+    _legend_below(figure, _mask_keys(True))
+    return figure
+
+
+def fourier_slices_figure(volume: Array, pixel_size: float) -> Figure:
+    """Three central slices of a map's Fourier amplitude (log scale) with rings at round resolutions.
+
+    A slice is taken as the transform of the projection along its normal (central-slice theorem), which needs
+    no three-dimensional transform. Even, round falling-off is good; dark wedges or streaks mean directions
+    that few particles covered.
+
+    Args:
+        volume: (d, d, d) indexed z, y, x.
+        pixel_size: Å.
+
+    Raises:
+        ValueError: the map is not cubic, or is zero everywhere.
+    """
+    _check_volume(volume, None)
+    size = volume.shape[0]
+    amplitudes = [
+        np.abs(np.fft.fftshift(np.fft.fft2(volume.sum(axis=plane.axis, dtype=np.float64))))
+        for plane in _PLANES
+    ]
+    peak = max(float(amplitude.max()) for amplitude in amplitudes)
+    if peak == 0.0:
+        raise ValueError("the map is zero everywhere: its Fourier amplitudes cannot be drawn on a log scale")
+    logs = [np.log10(np.maximum(amplitude / peak, 1e-12)) for amplitude in amplitudes]
+    low = float(np.percentile(np.stack(logs), 2.0))
+    nyquist = 0.5 / pixel_size
+    step = 1.0 / (size * pixel_size)
+    start = -(size // 2) * step - 0.5 * step
+    extent = (start, start + size * step, start, start + size * step)
+    rings = resolution_ticks(2.0 * pixel_size, spacing=0.2)
+    figure, axes = _three_panels("Fourier amplitude of the map, central slices")
+    image = None
+    for panel, plane, log_amplitude in zip(axes, _PLANES, logs, strict=True):
+        image = panel.imshow(
+            log_amplitude,
+            origin="lower",
+            extent=extent,
+            cmap="cividis",
+            vmin=low,
+            vmax=0.0,
+            interpolation="nearest",
+        )
+        for frequency, label in rings:
+            panel.add_patch(
+                Circle((0.0, 0.0), frequency, fill=False, color="white", linewidth=0.7, alpha=0.8)
+            )
+            panel.text(
+                frequency * np.sqrt(0.5), frequency * np.sqrt(0.5), f"{label} Å", color="white", fontsize=8,
+                ha="center", va="center", bbox={"facecolor": "black", "alpha": 0.5, "linewidth": 0, "pad": 1},
+            )  # fmt: skip
+        panel.set_xlim(-nyquist, nyquist)
+        panel.set_ylim(-nyquist, nyquist)
+        panel.set_title(f"k{plane.across}, k{plane.up} plane", fontsize=10)
+        panel.set_xlabel(f"k{plane.across} (1/Å)")
+        panel.set_ylabel(f"k{plane.up} (1/Å)")
+    assert image is not None
+    bar = figure.colorbar(image, ax=axes, shrink=0.75, pad=0.01, aspect=30)
+    bar.set_label("log10 amplitude, relative to the strongest")
+    return figure
+
+
+def gsfsc_figure(
+    curves: Mapping[str, Array],
+    *,
+    frequency: Array,
+    pixel_size: float,
+    crossings: Mapping[str, float],
+    randomised_from: int | None = None,
+    title: str = "",
+) -> Figure:
+    """Fourier shell correlation of the two half maps under several masks.
+
+    Args:
+        curves: name to (n_shells,); names of `CURVE_STYLES` get their usual colour and label.
+        frequency: (n_shells,) in 1/Å.
+        pixel_size: Å.
+        crossings: name to the resolution in Å where that curve falls below 0.143 (Nyquist: never does).
+        randomised_from: the shell from which phases were randomised; drawn as a vertical line.
+        title: heading of the figure.
+
+    Raises:
+        ValueError: a curve has another length than `frequency`.
+    """
+    nyquist = 2.0 * pixel_size
+    figure = Figure(figsize=(8.6, 6.2), layout="constrained")
+    axes = figure.subplots()
+    spare = iter((PURPLE, ORANGE, YELLOW))
+    for name, curve in curves.items():
+        if curve.shape != frequency.shape:
+            raise ValueError(
+                f"FSC curve '{name}' has shape {curve.shape}, frequency {frequency.shape}: give one per shell"
+            )
+        style = CURVE_STYLES.get(name) or CurveStyle(name.replace("_", " "), next(spare, GREY), "-")
+        label = style.label
+        if name in crossings:
+            label += f": {_crossing_text(crossings[name], nyquist)}"
+        width = 2.4 if name == "corrected" else 1.6
+        axes.plot(frequency, curve, color=style.colour, linestyle=style.dash, linewidth=width, label=label)
+    for level in (0.143, 0.5):
+        axes.axhline(level, color=GREY, linewidth=0.8, linestyle=":")
+        axes.text(1.005, level, f"{level:g}", transform=axes.get_yaxis_transform(), va="center", fontsize=8)
+    axes.axhline(0.0, color=GREY, linewidth=0.6)
+    if randomised_from is not None:
+        start = float(frequency[randomised_from])
+        axes.axvline(
+            start,
+            color=VERMILION,
+            linewidth=1.0,
+            linestyle=":",
+            label=f"phases randomised beyond {1.0 / start:.3g} Å",
+        )
+    _resolution_axis(axes, nyquist)
+    axes.set_ylim(-0.1, 1.03)
+    axes.set_ylabel("Fourier shell correlation of the half maps")
+    axes.set_title(title or "Gold-standard FSC", fontsize=11)
+    figure.legend(
+        title="mask, and resolution at FSC = 0.143",
+        loc="outside lower center",
+        ncols=2,
+        fontsize=9,
+        title_fontsize=9,
+    )
+    return figure
+
+
+def pose_changes_figure(
+    rotation_change: Array,
+    shift_change: Array,
+    *,
+    rotation_extent: float,
+    shift_extent: float,
+    at_rotation_extent: float | None = None,
+    at_shift_extent: float | None = None,
+) -> Figure:
+    """How far refinement moved each particle from its starting pose, against the search extents.
+
+    The extents are half-widths per axis, so a total change may reach sqrt(3) times the rotation extent and
+    sqrt(2) times the shift extent, in the corners of the search: that range is shaded.
+
+    Args:
+        rotation_change: (n,) total angle in degrees.
+        shift_change: (n,) length in Å.
+        rotation_extent: degrees per axis.
+        shift_extent: Å per axis.
+        at_rotation_extent: share of particles on the search boundary, where the search counted it.
+        at_shift_extent: the same for shifts.
+
+    Raises:
+        ValueError: no particles, or an extent that is not positive.
+    """
+    figure = Figure(figsize=(10.0, 3.9), layout="constrained")
+    panels: NDArray[Any] = np.asarray(figure.subplots(1, 2))
+    _change_panel(
+        panels[0], rotation_change, rotation_extent, 3**0.5, "rotation change", "°", at_rotation_extent
+    )
+    _change_panel(panels[1], shift_change, shift_extent, 2**0.5, "shift change", " Å", at_shift_extent)
+    figure.suptitle(f"Pose changes of {len(rotation_change):,} particles since the start", fontsize=11)
+    return figure
+
+
+def _change_panel(
+    axes: Axes, change: Array, extent: float, corner: float, name: str, unit: str, at_limit: float | None
+) -> None:
+    if change.size == 0:
+        raise ValueError(f"{name}: no particles to draw")
+    if extent <= 0.0:
+        raise ValueError(f"{name}: the search extent is {extent}, must be positive")
+    end = max(extent * corner, float(change.max())) * 1.05
+    axes.hist(
+        change, bins=np.linspace(0.0, end, 41).tolist(), color=SKY_BLUE, edgecolor="white", linewidth=0.4
+    )
+    axes.axvline(extent, color=VERMILION, linewidth=1.8, label=f"search extent ±{extent:g}{unit} per axis")
+    axes.axvspan(
+        extent, extent * corner, color=VERMILION, alpha=0.12, linewidth=0, label="reachable only off the axes"
+    )
+    median = float(np.median(change))
+    axes.axvline(median, color=BLACK, linewidth=1.2, linestyle="--", label=f"median {median:.1f}{unit}")
+    beyond = float(np.mean(change >= extent))
+    lines = [f"{beyond:.1%} changed by {extent:g}{unit} or more"]
+    if at_limit is not None:
+        lines.insert(0, f"{at_limit:.1%} ended on the search boundary")
+    axes.set_title("\n".join(lines), fontsize=10)
+    axes.set_xlim(0.0, end)
+    axes.set_xlabel(f"{name} ({unit.strip() if unit != '°' else 'degrees'})")
+    axes.set_ylabel("particles")
+    axes.legend(fontsize=8, loc="best")
+
+
+def _resolution_axis(axes: Axes, nyquist: float) -> None:
+    ticks = resolution_ticks(nyquist)
+    axes.set_xlim(0.0, 1.0 / nyquist)
+    axes.set_xticks([frequency for frequency, _ in ticks], [label for _, label in ticks])
+    axes.set_xlabel("resolution (Å); the axis is linear in 1/Å and ends at Nyquist")
+    axes.grid(axis="x", color="#E5E5E5", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _crossing_text(resolution: float, nyquist: float) -> str:
+    if resolution <= nyquist * 1.0001:
+        return f"{nyquist:.3g} Å (Nyquist; never below 0.143)"
+    return f"{resolution:.2f} Å"
+
+
+def _check_volume(volume: Array, mask: Array | None) -> None:
+    if volume.ndim != 3 or len(set(volume.shape)) != 1:
+        raise ValueError(f"the map has shape {volume.shape}, must be a cube (d, d, d)")
+    if mask is not None and mask.shape != volume.shape:
+        raise ValueError(f"the mask has shape {mask.shape}, the map {volume.shape}: they must share one box")
+
+
+def _voxel_of(point: Sequence[float], size: int, pixel_size: float) -> tuple[int, int, int]:
+    """Array index (z, y, x) of the voxel nearest to a point (x, y, z) in Å from the box centre."""
+    x, y, z = (round(value / pixel_size) + size // 2 for value in point)
+    if not all(0 <= value < size for value in (x, y, z)):
+        half = 0.5 * size * pixel_size
+        raise ValueError(
+            f"the fulcrum {tuple(round(float(v), 1) for v in point)} Å lies outside the box, which reaches "
+            f"±{half:.1f} Å from its centre: give (x, y, z) in Å from the box centre"
+        )
+    return z, y, x
+
+
+def _position_of(index: tuple[int, int, int], size: int, pixel_size: float) -> tuple[float, float, float]:
+    """(x, y, z) in Å from the box centre of an array index (z, y, x)."""
+    z, y, x = ((value - size // 2) * pixel_size for value in index)
+    return x, y, z
+
+
+def _mask_centre(mask: Array) -> tuple[int, int, int]:
+    total = float(mask.sum(dtype=np.float64))
+    if total <= 0.0:
+        raise ValueError("the mask is zero everywhere: it has no centre to cut through")
+    ramp = np.arange(mask.shape[0])
+    z, y, x = (
+        round(float(mask.sum(axis=tuple(k for k in range(3) if k != axis), dtype=np.float64) @ ramp) / total)
+        for axis in range(3)
+    )
+    return z, y, x
+
+
+def _cut(volume: Array, plane: _Plane, index: tuple[int, int, int]) -> Array:
+    # What remains of (z, y, x) after one axis is taken out is (up, across) for each of the three planes.
+    return np.take(volume, index[plane.axis], axis=plane.axis)
+
+
+def _grey_range(cuts: Sequence[Array]) -> tuple[float, float]:
+    low, high = np.percentile(np.stack(cuts), [0.5, 99.8])
+    return float(low), float(high) if high > low else float(low) + 1.0
+
+
+def _extent(size: int, pixel_size: float) -> tuple[float, float, float, float]:
+    start = (-(size // 2) - 0.5) * pixel_size
+    return (start, start + size * pixel_size, start, start + size * pixel_size)
+
+
+def _three_panels(title: str) -> tuple[Figure, tuple[Axes, ...]]:
+    figure = Figure(figsize=(12.0, 4.8), layout="constrained")
+    figure.suptitle(title, fontsize=12)
+    return figure, tuple(np.asarray(figure.subplots(1, 3)).tolist())
+
+
+def _show(axes: Axes, cut: Array, pixel_size: float, low: float, high: float) -> None:
+    axes.imshow(
+        cut, origin="lower", extent=_extent(cut.shape[0], pixel_size), cmap="gray", vmin=low, vmax=high,
+        interpolation="nearest",
+    )  # fmt: skip
+
+
+def _name_axes(axes: Axes, plane: _Plane, position: Sequence[float]) -> None:
+    normal = _XYZ[2 - plane.axis]
+    axes.set_title(
+        f"{plane.across}{plane.up} slice at {normal} = {position[2 - plane.axis]:.1f} Å", fontsize=10
+    )
+    axes.set_xlabel(f"{plane.across} (Å from the box centre)")
+    axes.set_ylabel(f"{plane.up} (Å)")
+
+
+def _outline(axes: Axes, cover: Array, pixel_size: float) -> None:
+    grid = (np.arange(cover.shape[0]) - cover.shape[0] // 2) * pixel_size
+    peak = float(cover.max())
+    if peak > MASK_EDGE:
+        axes.contour(grid, grid, cover, levels=[MASK_EDGE], colors=[ORANGE], linewidths=1.6)
+    if peak > MASK_END:
+        axes.contour(
+            grid, grid, cover, levels=[MASK_END], colors=[ORANGE], linewidths=1.0, linestyles="dashed"
+        )
+
+
+def _cross(axes: Axes, plane: _Plane, fulcrum: Sequence[float]) -> None:
+    across, up = fulcrum[_XYZ.index(plane.across)], fulcrum[_XYZ.index(plane.up)]
+    # A white rim keeps the cross visible on both dark and bright density.
+    axes.plot([across], [up], marker="+", markersize=17, markeredgewidth=4.0, color="white", linestyle="none")
+    axes.plot(
+        [across], [up], marker="+", markersize=15, markeredgewidth=2.0, color=VERMILION, linestyle="none"
+    )
+
+
+def _mask_keys(with_mask: bool) -> list[Line2D]:
+    keys = [
+        Line2D(
+            [],
+            [],
+            marker="+",
+            markersize=12,
+            markeredgewidth=2.0,
+            color=VERMILION,
+            linestyle="none",
+            label="fulcrum",
+        )
+    ]
+    if with_mask:
+        keys.append(Line2D([], [], color=ORANGE, linewidth=1.6, label=f"mask = {MASK_EDGE:g}"))
+        keys.append(
+            Line2D(
+                [],
+                [],
+                color=ORANGE,
+                linewidth=1.0,
+                linestyle="--",
+                label=f"mask = {MASK_END:g}, end of the soft edge",
+            )
+        )
+    return keys
+
+
+def _legend_below(figure: Figure, keys: list[Line2D]) -> None:
+    figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), fontsize=9, frameon=False)

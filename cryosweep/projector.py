@@ -1,0 +1,256 @@
+"""Central slices through a map's transform, their exact adjoint, and the projections built from them.
+
+A `Reference` holds the transform of a map on a cube that is `pad` times finer than the images' own
+frequency grid, divided beforehand by the transform of the interpolation kernel; slices are read from it by
+trilinear interpolation. `insert` writes with the same weights, so it is the adjoint of `slices` to rounding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cryosweep.fourier import (
+    HalfPlane,
+    centred_range,
+    crop_centre,
+    fft_centred,
+    half_plane,
+    images_of_spectrum,
+    pad_centre,
+    shift_phase,
+)
+
+# Rows of all 8 corners are read 2-5 times faster than 8 scattered corners, at 8 times the memory: worth it
+# while the table stays below this many bytes (measured by benchmarks/kernels.py).
+PACKED_TABLE_LIMIT = 512 * 2**20
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A map's transform, ready to be sliced.
+
+    Attributes:
+        table: (side^3, 2) real and imaginary parts, or (side^3, 16) with all 8 corners of the cell that
+            starts at each point (z, y, x, part), on a cube indexed z, y, x with the origin in the middle.
+        side: points along an edge, odd.
+        pad: points per shell.
+        box_size: px of the map and its slices.
+    """
+
+    table: Tensor
+    side: int
+    pad: int
+    box_size: int
+
+
+def interpolation_envelope(box_size: int, pad: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(d, d, d) factor of trilinear interpolation in the transform: product of sinc^2(x / pad d)."""
+    position = centred_range(box_size, dtype=dtype, device=device) / (pad * box_size)
+    line = torch.sinc(position) ** 2
+    return line[:, None, None] * line[None, :, None] * line[None, None, :]
+
+
+def cube_side(max_shell: int, pad: int) -> int:
+    """Points along an edge of a cube that serves slices up to `max_shell` (the corners need one more)."""
+    return 2 * (pad * (max_shell + 1)) + 1
+
+
+def transform_cube(volume: Tensor, *, max_shell: int, pad: int) -> Tensor:
+    """(side^3) complex transform of `volume` (d, d, d) on the padded grid, corrected for gridding."""
+    n = int(volume.shape[-1])
+    envelope = interpolation_envelope(n, pad, dtype=volume.dtype, device=volume.device)
+    spectrum = fft_centred(pad_centre(volume / envelope, pad * n, dims=3), dims=3)
+    side = cube_side(max_shell, pad)
+    if side <= pad * n:
+        return crop_centre(spectrum, side, dims=3)
+    return pad_centre(spectrum, side, dims=3)
+
+
+def make_reference(volume: Tensor, *, max_shell: int | None = None, pad: int = 2) -> Reference:
+    """`volume` (d, d, d) made ready for slices up to `max_shell` (default: the last shell below Nyquist)."""
+    n = int(volume.shape[-1])
+    last = (n - 1) // 2 if max_shell is None else min(max_shell, (n - 1) // 2)
+    cube = torch.view_as_real(transform_cube(volume, max_shell=last, pad=pad).contiguous())
+    side = int(cube.shape[0])
+    if side**3 * 16 * cube.element_size() > PACKED_TABLE_LIMIT:
+        return Reference(cube.reshape(side**3, 2), side, pad, n)
+    table = cube.new_zeros(side, side, side, 2, 2, 2, 2)
+    for z in (0, 1):
+        for y in (0, 1):
+            for x in (0, 1):
+                table[: side - z, : side - y, : side - x, z, y, x] = cube[z:, y:, x:]
+    return Reference(table.reshape(side**3, 16), side, pad, n)
+
+
+def _cells(plane: HalfPlane, rotations: Tensor, *, side: int, pad: int) -> tuple[Tensor, Tensor]:
+    """Flat index of the cell (N,) and the position in it (3, N) of every sample, N = b * K."""
+    # R^T (kx, ky, 0): two rows of R suffice
+    points = torch.einsum("ki,bij->jbk", plane.k, rotations[:, :2, :]).reshape(3, -1)
+    points = points * pad + (side // 2)
+    cell = points.floor()
+    index = ((cell[2] * side + cell[1]) * side + cell[0]).long()
+    return index, points - cell
+
+
+def _corners(reference: Reference, index: Tensor) -> Tensor:
+    """(2, 2, 2, 2, N) values at the corners (z, y, x) of each cell, real and imaginary part."""
+    if reference.table.shape[1] == 16:
+        return reference.table.index_select(0, index).mT.contiguous().reshape(2, 2, 2, 2, -1)
+    side = reference.side
+    offsets = [z * side * side + y * side + x for z in (0, 1) for y in (0, 1) for x in (0, 1)]
+    rows = [reference.table.index_select(0, index + offset).mT for offset in offsets]
+    return torch.stack(rows).reshape(2, 2, 2, 2, -1)
+
+
+def slices(reference: Reference, rotations: Tensor, plane: HalfPlane) -> Tensor:
+    """Central slices of a map.
+
+    Args:
+        reference: the map.
+        rotations: (b, 3, 3), in the dtype of the reference.
+        plane: K samples.
+
+    Returns:
+        (b, K) complex transform of the unshifted projections.
+    """
+    index, w = _cells(plane, rotations, side=reference.side, pad=reference.pad)
+    corners = _corners(reference, index)
+    along_x = torch.lerp(corners[:, :, 0], corners[:, :, 1], w[0])
+    along_y = torch.lerp(along_x[:, 0], along_x[:, 1], w[1])
+    value = torch.lerp(along_y[0], along_y[1], w[2])
+    return torch.complex(value[0], value[1]).reshape(rotations.shape[0], -1)
+
+
+def slices_with_gradient(reference: Reference, rotations: Tensor, plane: HalfPlane) -> tuple[Tensor, Tensor]:
+    """Central slices and their exact derivative with respect to the sampled point.
+
+    The derivative is that of the trilinear form itself, from the same 8 corners.
+
+    Args:
+        reference: the map.
+        rotations: (b, 3, 3).
+        plane: K samples.
+
+    Returns:
+        value (b, 2, K), real and imaginary part; gradient (b, 3, 2, K) by x, y, z of the map frame, per
+        integer frequency.
+    """
+    index, w = _cells(plane, rotations, side=reference.side, pad=reference.pad)
+    c = _corners(reference, index)
+    step_x = c[:, :, 1] - c[:, :, 0]
+    value_x = torch.addcmul(c[:, :, 0], w[0], step_x)
+    step_y = value_x[:, 1] - value_x[:, 0]
+    value_y = torch.addcmul(value_x[:, 0], w[1], step_y)
+    step_xy = torch.addcmul(step_x[:, 0], w[1], step_x[:, 1] - step_x[:, 0])
+    step_z = value_y[1] - value_y[0]
+    value = torch.addcmul(value_y[0], w[2], step_z)
+    gradient = torch.stack(
+        [
+            torch.addcmul(step_xy[0], w[2], step_xy[1] - step_xy[0]),
+            torch.addcmul(step_y[0], w[2], step_y[1] - step_y[0]),
+            step_z,
+        ]
+    )
+    batch = rotations.shape[0]
+    value = value.reshape(2, batch, -1).movedim(1, 0)
+    gradient = gradient.reshape(3, 2, batch, -1).permute(2, 0, 1, 3) * reference.pad
+    return value, gradient
+
+
+@dataclass(frozen=True)
+class Accumulator:
+    """Sums that `insert` adds to, on a `Reference`'s cube: `numerator` (2, side^3), `weight` (side^3,)."""
+
+    numerator: Tensor
+    weight: Tensor
+    side: int
+    pad: int
+    box_size: int
+
+
+def new_accumulator(
+    box_size: int, *, max_shell: int, dtype: torch.dtype, device: torch.device, pad: int = 2
+) -> Accumulator:
+    """Empty sums for images of `box_size` up to `max_shell`."""
+    side = cube_side(max_shell, pad)
+    numerator = torch.zeros(2, side**3, dtype=dtype, device=device)
+    weight = torch.zeros(side**3, dtype=dtype, device=device)
+    return Accumulator(numerator, weight, side, pad, box_size)
+
+
+def insert(
+    sums: Accumulator, values: Tensor, weights: Tensor | None, rotations: Tensor, plane: HalfPlane
+) -> None:
+    """Add slices to `sums`, in place, each sample to the 8 corners of its cell.
+
+    The adjoint of `slices` where `values` is concerned. Friedel mates are not added here: `fold_friedel`
+    does that once at the end.
+
+    Args:
+        sums: what is added to.
+        values: (b, K) complex.
+        weights: (b, K) real, or None to leave `sums.weight` alone.
+        rotations: (b, 3, 3).
+        plane: K samples.
+    """
+    side = sums.side
+    index, w = _cells(plane, rotations, side=side, pad=sums.pad)
+    real, imaginary = values.real.reshape(-1), values.imag.reshape(-1)
+    flat = None if weights is None else weights.reshape(-1)
+    for z in (0, 1):
+        weight_z = w[2] if z else 1 - w[2]
+        for y in (0, 1):
+            weight_zy = weight_z * (w[1] if y else 1 - w[1])
+            for x in (0, 1):
+                share = weight_zy * (w[0] if x else 1 - w[0])
+                corner = index + (z * side * side + y * side + x)
+                sums.numerator[0].scatter_add_(0, corner, real * share)
+                sums.numerator[1].scatter_add_(0, corner, imaginary * share)
+                if flat is not None:
+                    sums.weight.scatter_add_(0, corner, flat * share)
+
+
+def fold_friedel(sums: Accumulator) -> tuple[Tensor, Tensor]:
+    """Numerator (complex) and weight, each (side, side, side), with every sample's Friedel mate added."""
+    side = sums.side
+    numerator = torch.complex(sums.numerator[0], sums.numerator[1]).reshape(side, side, side)
+    weight = sums.weight.reshape(side, side, side)
+    return numerator + numerator.flip(0, 1, 2).conj(), weight + weight.flip(0, 1, 2)
+
+
+def volume_of_cube(cube: Tensor, *, box_size: int, pad: int) -> Tensor:
+    """(d, d, d) map whose padded transform is `cube` (side^3, Friedel-symmetric), corrected for gridding."""
+    size = pad * box_size
+    side = int(cube.shape[0])
+    spectrum = pad_centre(cube, size, dims=3) if side < size else crop_centre(cube, size, dims=3)
+    half = torch.fft.ifftshift(spectrum)[..., : size // 2 + 1]
+    padded = torch.fft.fftshift(torch.fft.irfftn(half, s=(size, size, size)))
+    envelope = interpolation_envelope(box_size, pad, dtype=padded.dtype, device=padded.device)
+    return crop_centre(padded, box_size, dims=3) / envelope
+
+
+def project(
+    volume: Tensor, rotations: Tensor, shifts_px: Tensor, *, transfer: Tensor | None = None, pad: int = 2
+) -> Tensor:
+    """Projections of a map: plain sums along the beam, rotated, shifted and multiplied by a CTF.
+
+    The mean (k = 0) and the Nyquist row and column of an even box are not rendered: images have zero mean.
+
+    Args:
+        volume: (d, d, d).
+        rotations: (b, 3, 3).
+        shifts_px: (b, 2) x, y: where the map's origin lands.
+        transfer: (b, K) on `half_plane(d)`, or None.
+        pad: oversampling of the transform.
+
+    Returns:
+        (b, d, d).
+    """
+    plane = half_plane(int(volume.shape[-1]), dtype=volume.dtype, device=volume.device)
+    spectrum = slices(make_reference(volume, pad=pad), rotations, plane) * shift_phase(plane, shifts_px)
+    if transfer is not None:
+        spectrum = spectrum * transfer
+    return images_of_spectrum(spectrum, plane)

@@ -1,0 +1,509 @@
+"""Local refinement: one domain under a mask, each particle's pose searched near where it starts.
+
+The images are multiplied by their CTF, cropped round the projected mask centre and kept as samples once per
+run; every iteration then searches poses against each half-set's own map and rebuilds both half-maps from
+those samples. The band follows the FSC of the unfiltered half-maps under the mask.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from cryosweep.ctf import contrast_transfer
+from cryosweep.fourier import (
+    HalfPlane,
+    centred_range,
+    crop_centre,
+    cut_cube,
+    even_fft_size,
+    half_plane,
+    low_pass,
+    shift_phase,
+    spectrum_of_images,
+)
+from cryosweep.geometry import angle_between, rotation_from_vector, rotation_vector
+from cryosweep.io.particles import Particles
+from cryosweep.likelihood import noise_power
+from cryosweep.mask import centre_of_mass, mask_radius_px
+from cryosweep.projector import insert, make_reference, new_accumulator
+from cryosweep.reconstruction import (
+    FourierSums,
+    HalfMaps,
+    finish_sums,
+    ssnr_of_fsc,
+    unfiltered,
+    wiener,
+)
+from cryosweep.resolution import crossing, fsc
+from cryosweep.search import Poses, SearchSpace, plan_search, residual_shift, search_poses
+
+log = logging.getLogger(__name__)
+
+FSC_THRESHOLD = 0.143
+# The grid search looks at this multiple of the initial low-pass: 19 Å for 12 Å (docs/performance.md).
+COARSE_TO_INITIAL = 1.6
+PREPARE_CHUNK = 128
+# A pose counts as lying at the extent within this share of it.
+AT_EXTENT = 0.95
+# Settled: half of the particles moved by less than this share of the resolution at the domain's rim.
+SETTLED_SHARE = 0.05
+
+
+class Stop(Enum):
+    """Why a refinement ended, in words that say what to change."""
+
+    SETTLED = "resolution and poses stopped changing"
+    ITERATION_LIMIT = (
+        "iteration limit reached while poses or resolution still changed; raise refinement.max_iterations"
+    )
+    NO_COMMON_SIGNAL = (
+        "the half-maps share no signal under the mask; check the mask, the poses and the half-sets"
+    )
+
+
+@dataclass(frozen=True)
+class RefinementSettings:
+    """What a user may choose about a local refinement.
+
+    Attributes:
+        rotation_extent: degrees, largest rotation away from the anchor (norm of the rotation vector).
+        shift_extent: Å, largest shift beyond what the rotation about the fulcrum explains (norm).
+        rotation_prior: degrees, SD per axis of a Gaussian prior about the anchor, or None.
+        shift_prior: Å, SD per axis of a Gaussian prior on that shift, or None.
+        recentre: anchor extents and priors on the current poses in every iteration, not on the first ones.
+        max_iterations: limit.
+        initial_lowpass: Å, low-pass of the first reference and first band.
+        max_resolution: Å, finest band ever used for alignment, or None for Nyquist.
+        regularise: use references filtered by their SSNR (else only low-passed at the band).
+    """
+
+    rotation_extent: float = 20.0
+    shift_extent: float = 10.0
+    rotation_prior: float | None = None
+    shift_prior: float | None = None
+    recentre: bool = False
+    max_iterations: int = 5
+    initial_lowpass: float = 12.0
+    max_resolution: float | None = None
+    regularise: bool = True
+
+
+@dataclass(frozen=True)
+class IterationRecord:
+    """What one iteration did.
+
+    Attributes:
+        iteration: from 1.
+        band: Å, resolution up to which poses were searched.
+        resolution: Å, where the half-maps' FSC under the mask falls below 0.143 afterwards.
+        gsfsc: (n_shells of the crop,) that FSC, of unfiltered half-maps.
+        rotation_change_median: degrees, from the starting poses.
+        shift_change_median: Å, of the mask centre's projection, from the starting poses.
+        moved_median: Å, movement at the domain's rim since the last iteration.
+        at_rotation_extent: share of particles within 5 % of the extent.
+        at_shift_extent: share of particles within 5 % of the extent.
+        log_posterior: mean over particles.
+        seconds: wall time.
+    """
+
+    iteration: int
+    band: float
+    resolution: float
+    gsfsc: Tensor
+    rotation_change_median: float
+    shift_change_median: float
+    moved_median: float
+    at_rotation_extent: float
+    at_shift_extent: float
+    log_posterior: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """Result of a local refinement.
+
+    Attributes:
+        rotations: (n, 3, 3) float64.
+        shifts: (n, 2) Å, float64, of the map's origin (box centre).
+        rotation_change: (n,) degrees from the starting pose.
+        shift_change: (n,) Å, movement of the projected mask centre.
+        records: one for each iteration.
+        stop: why it ended.
+        crop_size: px of the cropped images it worked on.
+    """
+
+    rotations: Tensor
+    shifts: Tensor
+    rotation_change: Tensor
+    shift_change: Tensor
+    records: tuple[IterationRecord, ...]
+    stop: Stop
+    crop_size: int
+
+
+@dataclass(frozen=True)
+class _Domain:
+    """Where the mask lies and how it is cropped: px, map frame, relative to the box centre."""
+
+    centre: tuple[int, int, int]
+    radius_px: float
+    effective_radius_px: float
+    lever_px: Tensor
+    crop_size: int
+    mask: Tensor
+
+    @property
+    def centre_vector(self) -> Tensor:
+        return torch.tensor(self.centre, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class _PreparedImages:
+    """Cropped, CTF-multiplied images as samples, and the noise of each half-set."""
+
+    plane: HalfPlane
+    images: Tensor
+    weights: Tensor
+    noise: tuple[Tensor, Tensor]
+
+
+def crop_size_for(
+    box_size: int, *, radius_px: float, shift_extent_px: float, rotation_extent: float, lever_px: float
+) -> int:
+    """Even crop that holds the domain wherever the search may put it, at most the box.
+
+    `2 (r + shift + 2 sin(rotation / 2) lever)`: beyond it the cross term of the likelihood is exact.
+    """
+    swing = 2.0 * math.sin(min(rotation_extent, math.pi) / 2.0) * lever_px
+    return min(even_fft_size(2.0 * (radius_px + shift_extent_px + swing)), box_size)
+
+
+def refine(
+    particles: Particles,
+    start: HalfMaps,
+    mask: Tensor,
+    *,
+    fulcrum: Tensor,
+    settings: RefinementSettings,
+    device: torch.device,
+    memory_budget: float = math.inf,
+    advance: Callable[[int], None] | None = None,
+    on_iteration: Callable[[IterationRecord], None] | None = None,
+) -> Refinement:
+    """Refine the poses of one domain.
+
+    Args:
+        particles: n particles with starting poses and half-sets.
+        start: half-maps (d, d, d) of those particles; the two halves never meet.
+        mask: (d, d, d) in [0, 1].
+        fulcrum: (3,) Å from the box centre, map frame.
+        settings: extents, priors, schedule.
+        device: where to work.
+        memory_budget: bytes; prepared images beyond it live in a memory-mapped temporary file.
+        advance: called with numbers of particles as they are done: prepared once, searched per iteration.
+        on_iteration: called after each iteration.
+    """
+    pixel_size = particles.pixel_size
+    space_rotation = math.radians(settings.rotation_extent)
+    domain = _locate_domain(mask, fulcrum, settings, pixel_size)
+    log.info("domain radius %.0f Å, images cropped to %d of %d px", domain.radius_px * pixel_size,
+             domain.crop_size, particles.box_size)  # fmt: skip
+    n = domain.crop_size
+    start_shift_px = particles.shifts / pixel_size + (particles.rotations @ domain.centre_vector)[:, :2]
+    with tempfile.TemporaryDirectory(prefix="cryosweep_") as scratch:
+        prepared = _prepare(particles, start_shift_px, n, device, memory_budget, scratch, advance)
+        plane = prepared.plane
+        space = SearchSpace(
+            rotation_extent=space_rotation,
+            shift_extent_px=settings.shift_extent / pixel_size,
+            rotation_prior=_optional(settings.rotation_prior, math.radians),
+            shift_prior_px=_optional(settings.shift_prior, lambda value: value / pixel_size),
+            lever_px=domain.lever_px.to(device, torch.float32),
+        )
+        last_shell = _shell_of(settings.max_resolution, n, pixel_size, plane.max_shell)
+        band = _shell_of(settings.initial_lowpass, n, pixel_size, last_shell)
+        coarse = _shell_of(COARSE_TO_INITIAL * settings.initial_lowpass, n, pixel_size, band)
+        begin = Poses(
+            particles.rotations.to(device, torch.float32),
+            torch.zeros(len(particles), 2, device=device),
+        )
+        poses, anchor = begin, begin
+        low_passed = start.low_passed(settings.initial_lowpass)
+        volumes = [cut_cube(half.to(device), domain.centre, n) for half in low_passed.pair]
+        records: list[IterationRecord] = []
+        stop = Stop.ITERATION_LIMIT
+        for iteration in range(1, settings.max_iterations + 1):
+            began = time.monotonic()
+            references = [make_reference(volume * domain.mask, max_shell=band) for volume in volumes]
+            plan = plan_search(
+                space, coarse_shell=min(coarse, band), band_shell=band, box_size=n,
+                mask_radius_px=domain.effective_radius_px, dtype=torch.float32, device=device,
+            )  # fmt: skip
+            new = Poses(poses.rotations.clone(), poses.shifts_px.clone())
+            log_posterior = 0.0
+            for half, rows in _half_chunks(particles.half_sets):
+                result = search_poses(
+                    references[half], plane, images=_whiten(prepared, half, rows, prepared.images),
+                    weights=_whiten(prepared, half, rows, prepared.weights),
+                    anchor=anchor[rows], current=poses[rows], space=space, plan=plan,
+                )  # fmt: skip
+                new.rotations[rows], new.shifts_px[rows] = result.poses.rotations, result.poses.shifts_px
+                log_posterior += float(result.log_posterior.sum())
+                if advance is not None:
+                    advance(len(rows))
+            sums = _insert_all(prepared, particles.half_sets, new)
+            gsfsc = fsc(*(unfiltered(half) * domain.mask for half in sums))
+            record = _record(
+                iteration, band=n * pixel_size / band, gsfsc=gsfsc, begin=begin, anchor=anchor, last=poses,
+                new=new, space=space, domain=domain, pixel_size=pixel_size,
+                log_posterior=log_posterior / len(particles), seconds=time.monotonic() - began,
+            )  # fmt: skip
+            records.append(record)
+            poses = new
+            log.info(
+                "iteration %d: searched to %.1f Å, half-maps agree to %.1f Å, median change %.1f° %.1f Å, "
+                "at extent %.0f %% / %.0f %%, %.0f s", iteration, record.band, record.resolution,
+                record.rotation_change_median, record.shift_change_median,
+                100 * record.at_rotation_extent, 100 * record.at_shift_extent, record.seconds,
+            )  # fmt: skip
+            if on_iteration is not None:
+                on_iteration(record)
+            reached = last_common_shell(gsfsc)
+            if reached < 1:
+                stop = Stop.NO_COMMON_SIGNAL
+                break
+            if _settled(records):
+                stop = Stop.SETTLED
+                break
+            band = min(max(reached + 1, coarse), last_shell)
+            volumes = _next_volumes(sums, gsfsc, band, pixel_size, regularise=settings.regularise)
+            if settings.recentre:
+                anchor = poses
+    return _result(particles, poses, start_shift_px, domain, tuple(records), stop)
+
+
+def last_common_shell(curve: Tensor, threshold: float = FSC_THRESHOLD) -> int:
+    """Last shell before the FSC stays below `threshold` for two shells in a row; 0 if it begins below.
+
+    Two, because a mask of few voxels makes single shells dip by chance.
+    """
+    below = curve[1:] < threshold
+    pair = below.clone()
+    pair[:-1] &= below[1:]
+    first = pair.nonzero()
+    return int(curve.numel() - 1) if first.numel() == 0 else int(first[0])
+
+
+def _optional(value: float | None, convert: Callable[[float], float]) -> float | None:
+    return None if value is None else convert(value)
+
+
+def _shell_of(resolution: float | None, box_size: int, pixel_size: float, limit: int) -> int:
+    """Shell of a resolution in Å on a box, at least 2 and at most `limit`."""
+    return limit if resolution is None else min(max(round(box_size * pixel_size / resolution), 2), limit)
+
+
+def _locate_domain(mask: Tensor, fulcrum: Tensor, settings: RefinementSettings, pixel_size: float) -> _Domain:
+    """Integer centre, radii and crop of a mask; the mask itself on the cropped grid."""
+    exact = centre_of_mass(mask).double().cpu()
+    centre = (round(float(exact[0])), round(float(exact[1])), round(float(exact[2])))
+    whole = torch.tensor(centre, dtype=torch.float64)
+    radius = mask_radius_px(mask, whole)
+    lever = whole - fulcrum.double().cpu() / pixel_size
+    crop = crop_size_for(
+        int(mask.shape[-1]), radius_px=radius, shift_extent_px=settings.shift_extent / pixel_size,
+        rotation_extent=math.radians(settings.rotation_extent), lever_px=float(lever.norm()),
+    )  # fmt: skip
+    return _Domain(
+        centre=centre,
+        radius_px=radius,
+        effective_radius_px=_equivalent_radius(mask, whole),
+        lever_px=lever,
+        crop_size=crop,
+        mask=cut_cube(mask, centre, crop).float(),
+    )
+
+
+def _equivalent_radius(mask: Tensor, centre: Tensor) -> float:
+    """Radius (px) of the ball that has the mask's radius of gyration about `centre`."""
+    axis = centred_range(int(mask.shape[-1]), dtype=torch.float64, device=mask.device)
+    weight = mask.double()
+    x, y, z = (float(value) for value in centre)
+    squared = (axis - z).square()[:, None, None] + (axis - y).square()[None, :, None] + (axis - x).square()
+    return math.sqrt(5.0 / 3.0 * float((weight * squared).sum() / weight.sum()))
+
+
+def _allocate(
+    shape: tuple[int, int], dtype: torch.dtype, device: torch.device, budget: float, path: str
+) -> Tensor:
+    """Storage for prepared images: on the device, or in a memory-mapped file when over the budget."""
+    if shape[0] * shape[1] * dtype.itemsize <= budget:
+        return torch.empty(shape, dtype=dtype, device=device)
+    count = shape[0] * shape[1]
+    return torch.from_file(path, shared=True, size=count, dtype=dtype).reshape(shape)
+
+
+def _prepare(
+    particles: Particles, centre_px: Tensor, crop: int, device: torch.device, budget: float, scratch: str,
+    advance: Callable[[int], None] | None,
+) -> _PreparedImages:  # fmt: skip
+    """Move each image's projected mask centre to the origin, multiply by the CTF, crop, keep as samples."""
+    box, count = particles.box_size, len(particles)
+    plane = half_plane(crop, dtype=torch.float32, device=device)
+    samples = plane.k.shape[0]
+    images = _allocate((count, samples), torch.complex64, device, 0.67 * budget, f"{scratch}/images")
+    weights = _allocate((count, samples), torch.float32, device, 0.33 * budget, f"{scratch}/weights")
+    fx = torch.fft.rfftfreq(box, dtype=torch.float32, device=device)
+    fy = torch.fft.fftfreq(box, dtype=torch.float32, device=device)
+    grid = torch.stack(torch.broadcast_tensors(fx[None, :], fy[:, None]), dim=-1).reshape(-1, 2)
+    power = torch.zeros(2, samples, dtype=torch.float64, device=device)
+    for rows in torch.arange(count).split(PREPARE_CHUNK):
+        spectrum = torch.fft.rfft2(torch.fft.ifftshift(particles.images(rows).to(device), dim=(-2, -1)))
+        phase = (2.0 * math.pi) * (centre_px[rows].to(device, torch.float32) @ grid.mT)
+        spectrum = spectrum * torch.polar(torch.ones_like(phase), phase).reshape(spectrum.shape)
+        optics = particles.optics[rows].to(dtype=torch.float32, device=device)
+        transfer = contrast_transfer(optics, grid / particles.pixel_size).reshape(spectrum.shape)
+        images[rows] = _crop_samples(spectrum * transfer, box, plane)
+        # W is even, so its samples are real
+        weights[rows] = _crop_samples(transfer.square(), box, plane).real
+        plain = _crop_samples(spectrum, box, plane)
+        squared = (plain.real.square() + plain.imag.square()).double()
+        power.index_add_(0, particles.half_sets[rows].to(device), squared)
+        if advance is not None:
+            advance(len(rows))
+    return _PreparedImages(plane, images, weights, _noise(power, particles.half_sets, plane))
+
+
+def _crop_samples(spectrum: Tensor, box: int, plane: HalfPlane) -> Tensor:
+    """(b, K) samples of images (given as rfft2, origin at pixel 0) after cropping in real space."""
+    images = torch.fft.fftshift(torch.fft.irfft2(spectrum, s=(box, box)), dim=(-2, -1))
+    return spectrum_of_images(crop_centre(images, plane.box_size, dims=2), plane)
+
+
+def _noise(power: Tensor, half_sets: Tensor, plane: HalfPlane) -> tuple[Tensor, Tensor]:
+    """Noise variance (n_shells,) of each half-set: mean power of the cropped images.
+
+    The signal's share is left in: at the signal-to-noise ratios of single particles it is a few per cent, and
+    what of it belongs to other domains is noise to this one.
+    """
+    noise: list[Tensor] = []
+    for half in (0, 1):
+        total = power.new_zeros(plane.max_shell + 1).index_add_(0, plane.shell, power[half])
+        count = torch.bincount(plane.shell, minlength=plane.max_shell + 1) * (half_sets == half).sum().to(
+            plane.shell.device
+        )
+        noise.append(noise_power(total, count).float())
+    return noise[0], noise[1]
+
+
+def _whiten(prepared: _PreparedImages, half: int, rows: Tensor, samples: Tensor) -> Tensor:
+    """Prepared images or weights of some particles, divided by the noise variance.
+
+    The first shell is left out: it carries grey-scale offsets of the crop.
+    """
+    inverse = 1.0 / prepared.noise[half][prepared.plane.shell]
+    inverse[: prepared.plane.count(1)] = 0.0
+    chosen = samples[rows.to(samples.device)].to(inverse.device)
+    return chosen * inverse
+
+
+def _half_chunks(half_sets: Tensor, chunk: int = 256) -> Iterator[tuple[int, Tensor]]:
+    """(half-set, particle numbers) in pieces."""
+    for half in (0, 1):
+        for rows in (half_sets == half).nonzero().squeeze(-1).split(chunk):
+            yield half, rows
+
+
+def _insert_all(
+    prepared: _PreparedImages, half_sets: Tensor, poses: Poses
+) -> tuple[FourierSums, FourierSums]:
+    """Sums of both half-sets at `poses`, on the cropped grid."""
+    plane = prepared.plane
+    device = plane.k.device
+    sums = [
+        new_accumulator(plane.box_size, max_shell=plane.max_shell, dtype=torch.float32, device=device)
+        for _ in (0, 1)
+    ]
+    for half, rows in _half_chunks(half_sets):
+        inverse = 1.0 / prepared.noise[half][plane.shell]
+        at = poses[rows]
+        values = prepared.images[rows].to(device) * inverse * shift_phase(plane, at.shifts_px).conj()
+        insert(sums[half], values, prepared.weights[rows].to(device) * inverse, at.rotations, plane)
+    first, second = (finish_sums(half, max_shell=plane.max_shell) for half in sums)
+    return first, second
+
+
+def _next_volumes(
+    sums: tuple[FourierSums, FourierSums], gsfsc: Tensor, band: int, pixel_size: float, *, regularise: bool
+) -> list[Tensor]:
+    """References of the next iteration, one for each half-set from its own sums."""
+    if regularise:
+        ssnr = ssnr_of_fsc(gsfsc, last_shell=band)[: sums[0].shell_weight.numel()]
+        return [wiener(half, ssnr.to(half.weight.dtype)) for half in sums]
+    resolution = sums[0].box_size * pixel_size / band
+    return [low_pass(unfiltered(half), resolution=resolution, pixel_size=pixel_size) for half in sums]
+
+
+def _record(
+    iteration: int, *, band: float, gsfsc: Tensor, begin: Poses, anchor: Poses, last: Poses, new: Poses,
+    space: SearchSpace, domain: _Domain, pixel_size: float, log_posterior: float, seconds: float,
+) -> IterationRecord:  # fmt: skip
+    """Summary of one iteration."""
+    change = torch.rad2deg(angle_between(new.rotations, begin.rotations))
+    shift = (new.shifts_px - begin.shifts_px).norm(dim=-1) * pixel_size
+    turned = angle_between(new.rotations, last.rotations) * domain.effective_radius_px
+    moved = (turned + (new.shifts_px - last.shifts_px).norm(dim=-1)) * pixel_size
+    rotation_reach = angle_between(new.rotations, anchor.rotations)
+    shift_reach = residual_shift(new, anchor, space.lever_px).norm(dim=-1)
+    return IterationRecord(
+        iteration=iteration,
+        band=band,
+        resolution=crossing(gsfsc, FSC_THRESHOLD, box_size=domain.crop_size, pixel_size=pixel_size),
+        gsfsc=gsfsc,
+        rotation_change_median=float(change.median()),
+        shift_change_median=float(shift.median()),
+        moved_median=float(moved.median()),
+        at_rotation_extent=float((rotation_reach > AT_EXTENT * space.rotation_extent).float().mean()),
+        at_shift_extent=float((shift_reach > AT_EXTENT * space.shift_extent_px).float().mean()),
+        log_posterior=log_posterior,
+        seconds=seconds,
+    )
+
+
+def _settled(records: list[IterationRecord]) -> bool:
+    """No finer resolution than the iteration before, and poses that hardly moved."""
+    if len(records) < 2:
+        return False
+    last, before = records[-1], records[-2]
+    return last.resolution >= before.resolution and last.moved_median < SETTLED_SHARE * last.resolution
+
+
+def _result(
+    particles: Particles, poses: Poses, start_shift_px: Tensor, domain: _Domain,
+    records: tuple[IterationRecord, ...], stop: Stop,
+) -> Refinement:  # fmt: skip
+    """Poses back in the frame of the whole map, in float64."""
+    # the search works in float32: take over the change of rotation, so that the product stays orthonormal
+    change = rotation_vector(poses.rotations.double().cpu() @ particles.rotations.mT)
+    rotations = rotation_from_vector(change) @ particles.rotations
+    moved = poses.shifts_px.double().cpu()
+    shifts_px = moved + start_shift_px - (rotations @ domain.centre_vector)[:, :2]
+    return Refinement(
+        rotations=rotations,
+        shifts=shifts_px * particles.pixel_size,
+        rotation_change=torch.rad2deg(change.norm(dim=-1)),
+        shift_change=moved.norm(dim=-1) * particles.pixel_size,
+        records=records,
+        stop=stop,
+        crop_size=domain.crop_size,
+    )

@@ -1,0 +1,404 @@
+"""Local pose search: inside extents about a stored pose, seen from a fulcrum, with optional priors.
+
+The search runs in the frame of the mask: an image's shift is where the *mask centre* lands (px, relative to
+the crop centre). A hypothesis is
+
+    R = exp([omega]x) R_c,      s = t - t_c - P (R - R_c) d,      d = mask centre - fulcrum
+
+with (R_c, t_c) the anchor, P the projection on x, y. `|omega|` and `|s|` are bounded by the extents and may
+carry Gaussian priors; s is the shift left once the rotation about the fulcrum is accounted for, which is all
+that the fulcrum does: the likelihood knows nothing of it.
+
+A coarse grid at a low band finds starts; a damped Gauss-Newton (Levenberg-Marquardt) search over all five
+degrees of freedom refines them through rising bands, with fewer starts on every step.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cryosweep.fourier import HalfPlane
+from cryosweep.geometry import rotation_from_vector, rotation_vector
+from cryosweep.likelihood import Quadratic, log_likelihood_on_grid, log_likelihood_quadratic
+from cryosweep.projector import Reference
+
+# Samples worked on at a time: large enough to amortise a call, small enough to stay in cache.
+SAMPLES_PER_CHUNK = 2**18
+FIRST_DAMPING = 1e-2
+LONGEST_STEP_RAD = 0.35
+LONGEST_STEP_PX = 4.0
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """Where poses may lie.
+
+    Attributes:
+        rotation_extent: rad, largest rotation away from the anchor.
+        shift_extent_px: largest residual shift.
+        rotation_prior: rad, standard deviation per axis of a Gaussian prior about the anchor, or None.
+        shift_prior_px: the same for each component of the residual shift, or None.
+        lever_px: (3,) mask centre minus fulcrum, map frame.
+    """
+
+    rotation_extent: float
+    shift_extent_px: float
+    rotation_prior: float | None
+    shift_prior_px: float | None
+    lever_px: Tensor
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rotation_extent <= math.pi:
+            raise ValueError(
+                f"the rotation extent must lie in (0, 180] degrees, not {self.rotation_extent} rad"
+            )
+        if not self.shift_extent_px > 0:
+            raise ValueError(f"the shift extent must be positive, not {self.shift_extent_px} px")
+        for name in ("rotation_prior", "shift_prior_px"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive or None, not {value}")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the band pyramid: polish the best `starts` at shells up to `shell`, `iterations` times."""
+
+    shell: int
+    starts: int
+    iterations: int
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """The coarse grid and the pyramid above it.
+
+    Attributes:
+        coarse_shell: band of the grid search.
+        vectors: (r, 3) rotation vectors of the grid.
+        shifts_px: (s, 2) residual shifts of the grid.
+        stages: from the coarsest band to the finest.
+    """
+
+    coarse_shell: int
+    vectors: Tensor
+    shifts_px: Tensor
+    stages: tuple[Stage, ...]
+
+
+@dataclass(frozen=True)
+class Poses:
+    """Poses in the frame of the mask: rotations (n, 3, 3) and shifts_px (n, 2)."""
+
+    rotations: Tensor
+    shifts_px: Tensor
+
+    def __getitem__(self, index: Tensor | slice) -> Poses:
+        return Poses(self.rotations[index], self.shifts_px[index])
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Best pose of each particle, its log-posterior and the curvature there (n, 5, 5), prior included."""
+
+    poses: Poses
+    log_posterior: Tensor
+    curvature: Tensor
+
+
+def rotation_grid(extent: float, step: float, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(r, 3) rotation vectors on a body-centred cubic lattice in the ball of radius `extent` (rad).
+
+    `step` is the distance of nearest neighbours; the origin is always a point.
+    """
+    edge = 2.0 * step / math.sqrt(3.0)
+    reach = math.ceil(extent / edge) + 1
+    axis = torch.arange(-reach, reach + 1, dtype=torch.float64)
+    corner = torch.cartesian_prod(axis, axis, axis)
+    points = torch.cat([corner, corner + 0.5]) * edge
+    inside = points.norm(dim=1) <= extent * (1 + 1e-9)
+    return points[inside].to(dtype=dtype, device=device)
+
+
+def shift_grid(extent_px: float, step_px: float, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(s, 2) shifts on a square lattice in the disc of radius `extent_px`; the origin is always a point."""
+    reach = math.floor(extent_px / step_px)
+    axis = torch.arange(-reach, reach + 1, dtype=torch.float64) * step_px
+    points = torch.cartesian_prod(axis, axis)
+    return points[points.norm(dim=1) <= extent_px * (1 + 1e-9)].to(dtype=dtype, device=device)
+
+
+def plan_search(
+    space: SearchSpace,
+    *,
+    coarse_shell: int,
+    band_shell: int,
+    box_size: int,
+    mask_radius_px: float,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> SearchPlan:
+    """A grid whose steps keep the coarse band in phase, and a pyramid up to `band_shell`.
+
+    At resolution d a rotation by d / 2r moves the rim of a domain of radius r by half a period's half, and
+    shifts are stepped by d / 4. With three starts and the anchor kept, 1-3 % of particles end more than
+    1 below the best of an exhaustive search (docs/performance.md).
+    """
+    period_px = box_size / coarse_shell
+    rotation_step = min(max(period_px / (2.0 * mask_radius_px), math.radians(3.0)), math.radians(15.0))
+    vectors = rotation_grid(space.rotation_extent, rotation_step, dtype=dtype, device=device)
+    shifts = shift_grid(space.shift_extent_px, period_px / 4.0, dtype=dtype, device=device)
+    middle = round(math.sqrt(coarse_shell * band_shell))
+    stages = [Stage(coarse_shell, 4, 3), Stage(middle, 2, 3), Stage(band_shell, 1, 4)]
+    return SearchPlan(coarse_shell, vectors, shifts, tuple(stages))
+
+
+def residual_shift(poses: Poses, anchor: Poses, lever_px: Tensor) -> Tensor:
+    """(..., 2) shift of a pose against its anchor that rotation about the fulcrum does not explain."""
+    swing = ((poses.rotations - anchor.rotations) @ lever_px)[..., :2]
+    return poses.shifts_px - anchor.shifts_px - swing
+
+
+def confine(poses: Poses, anchor: Poses, space: SearchSpace) -> Poses:
+    """`poses` brought back, along the ray to the anchor, into the extents."""
+    vector = rotation_vector(poses.rotations @ anchor.rotations.mT)
+    length = vector.norm(dim=-1, keepdim=True)
+    outside = length > space.rotation_extent
+    bounded = vector * (space.rotation_extent / length.clamp_min(1e-12))
+    turned = rotation_from_vector(bounded) @ anchor.rotations
+    rotations = torch.where(outside[..., None], turned, poses.rotations)
+    left = residual_shift(Poses(rotations, poses.shifts_px), anchor, space.lever_px)
+    excess = left.norm(dim=-1, keepdim=True) / space.shift_extent_px
+    correction = torch.where(excess > 1.0, left / excess.clamp_min(1.0) - left, torch.zeros_like(left))
+    return Poses(rotations, poses.shifts_px + correction)
+
+
+def log_prior(poses: Poses, anchor: Poses, space: SearchSpace) -> Tensor:
+    """(...,) Gaussian log-prior of poses about their anchors; zero where no prior is set."""
+    total = poses.shifts_px.new_zeros(poses.shifts_px.shape[:-1])
+    if space.rotation_prior is not None:
+        vector = rotation_vector(poses.rotations @ anchor.rotations.mT)
+        total = total - vector.square().sum(-1) / (2 * space.rotation_prior**2)
+    if space.shift_prior_px is not None:
+        left = residual_shift(poses, anchor, space.lever_px)
+        total = total - left.square().sum(-1) / (2 * space.shift_prior_px**2)
+    return total
+
+
+def prior_quadratic(poses: Poses, anchor: Poses, space: SearchSpace) -> Quadratic:
+    """The log-prior (b,) with gradient (b, 5) and curvature (b, 5, 5) in the coordinates of `Quadratic`."""
+    b = poses.shifts_px.shape[0]
+    gradient = poses.shifts_px.new_zeros(b, 5)
+    curvature = poses.shifts_px.new_zeros(b, 5, 5)
+    if space.rotation_prior is not None:
+        precision = 1.0 / space.rotation_prior**2
+        # omega is an eigenvector of the inverse left Jacobian, so d|omega|^2/2 / d delta = omega exactly
+        gradient[:, :3] -= precision * rotation_vector(poses.rotations @ anchor.rotations.mT)
+        curvature[:, range(3), range(3)] += precision
+    if space.shift_prior_px is not None:
+        precision = 1.0 / space.shift_prior_px**2
+        left = residual_shift(poses, anchor, space.lever_px)
+        arm = poses.rotations @ space.lever_px
+        jacobian = gradient.new_zeros(b, 2, 5)
+        jacobian[:, 0, 1], jacobian[:, 0, 2] = -arm[:, 2], arm[:, 1]
+        jacobian[:, 1, 0], jacobian[:, 1, 2] = arm[:, 2], -arm[:, 0]
+        jacobian[:, 0, 3] = jacobian[:, 1, 4] = 1.0
+        gradient -= precision * (left[:, None] @ jacobian).squeeze(1)
+        curvature += precision * jacobian.mT @ jacobian
+    return Quadratic(log_prior(poses, anchor, space), gradient, curvature)
+
+
+def search_poses(
+    reference: Reference,
+    plane: HalfPlane,
+    *,
+    images: Tensor,
+    weights: Tensor,
+    anchor: Poses,
+    current: Poses,
+    space: SearchSpace,
+    plan: SearchPlan,
+) -> SearchResult:
+    """Best pose of every image within the search space.
+
+    Args:
+        reference: map of this half-set, its mask centre at the origin.
+        plane: K samples, at least up to the last stage's band.
+        images: (n, K) complex, Y of `cryosweep.likelihood`.
+        weights: (n, K), W.
+        anchor: centres of the extents and priors.
+        current: poses to start from besides the grid.
+        space: extents, priors, lever.
+        plan: grid and pyramid.
+    """
+    starts = _coarse_starts(
+        reference, plane.up_to(plan.coarse_shell), images=images, weights=weights, anchor=anchor,
+        space=space, plan=plan, keep=plan.stages[0].starts - 1,
+    )  # fmt: skip
+    hypotheses = Poses(
+        torch.cat([current.rotations[:, None], starts.rotations], dim=1),
+        torch.cat([current.shifts_px[:, None], starts.shifts_px], dim=1),
+    )
+    result: SearchResult | None = None
+    for stage in plan.stages:
+        if result is not None:
+            best = result.log_posterior.topk(stage.starts, dim=1).indices
+            rows = torch.arange(best.shape[0], device=best.device)[:, None]
+            hypotheses = Poses(result.poses.rotations[rows, best], result.poses.shifts_px[rows, best])
+        result = _polish(
+            reference, plane.up_to(stage.shell), images=images, weights=weights, anchor=anchor,
+            hypotheses=hypotheses, space=space, iterations=stage.iterations,
+        )  # fmt: skip
+    assert result is not None, "a plan has at least one stage"
+    return SearchResult(
+        Poses(result.poses.rotations[:, 0], result.poses.shifts_px[:, 0]),
+        result.log_posterior[:, 0],
+        result.curvature[:, 0],
+    )
+
+
+def _coarse_starts(
+    reference: Reference, plane: HalfPlane, *, images: Tensor, weights: Tensor, anchor: Poses,
+    space: SearchSpace, plan: SearchPlan, keep: int,
+) -> Poses:  # fmt: skip
+    """The `keep` best rotations (n, keep, ...) of the grid, each with its best shift."""
+    count, samples = images.shape[0], plane.k.shape[0]
+    grid = rotation_from_vector(plan.vectors)
+    keep = min(keep, grid.shape[0])
+    rotations = images.new_empty(count, keep, 3, 3, dtype=plane.k.dtype)
+    shifts = images.new_empty(count, keep, 2, dtype=plane.k.dtype)
+    prior = _grid_prior(space, plan)
+    chunk = max(1, SAMPLES_PER_CHUNK // (samples * grid.shape[0]))
+    for first in range(0, count, chunk):
+        rows = slice(first, first + chunk)
+        trial = grid @ anchor.rotations[rows, None]
+        swing = ((trial - anchor.rotations[rows, None]) @ space.lever_px)[..., :2]
+        base = anchor.shifts_px[rows, None] + swing
+        score = prior + log_likelihood_on_grid(
+            reference, plane, images=images[rows, :samples], weights=weights[rows, :samples],
+            rotations=trial, base_shifts_px=base, grid_shifts_px=plan.shifts_px,
+        )  # fmt: skip
+        best_score, best_shift = score.max(dim=-1)
+        best = best_score.topk(keep, dim=1).indices
+        row = torch.arange(best.shape[0], device=best.device)[:, None]
+        rotations[rows] = trial[row, best]
+        shifts[rows] = base[row, best] + plan.shifts_px[best_shift[row, best]]
+    return Poses(rotations, shifts)
+
+
+def _grid_prior(space: SearchSpace, plan: SearchPlan) -> Tensor:
+    """(r, s) log-prior on the grid, the same for every particle."""
+    prior = plan.vectors.new_zeros(plan.vectors.shape[0], plan.shifts_px.shape[0])
+    if space.rotation_prior is not None:
+        prior = prior - (plan.vectors.square().sum(-1) / (2 * space.rotation_prior**2))[:, None]
+    if space.shift_prior_px is not None:
+        prior = prior - plan.shifts_px.square().sum(-1) / (2 * space.shift_prior_px**2)
+    return prior
+
+
+def _polish(
+    reference: Reference, plane: HalfPlane, *, images: Tensor, weights: Tensor, anchor: Poses,
+    hypotheses: Poses, space: SearchSpace, iterations: int,
+) -> SearchResult:  # fmt: skip
+    """Levenberg-Marquardt from (n, h) hypotheses; all results are (n, h, ...)."""
+    count, h = hypotheses.shifts_px.shape[:2]
+    samples = plane.k.shape[0]
+    parts: list[SearchResult] = []
+    chunk = max(1, SAMPLES_PER_CHUNK // (samples * h))
+    for first in range(0, count, chunk):
+        rows = slice(first, first + chunk)
+        size = min(chunk, count - first)
+        tile = torch.arange(size, device=images.device).repeat_interleave(h)
+        parts.append(
+            levenberg_marquardt(
+                reference,
+                plane,
+                images=images[rows, :samples][tile],
+                weights=weights[rows, :samples][tile],
+                anchor=anchor[rows][tile],
+                start=Poses(
+                    hypotheses.rotations[rows].reshape(-1, 3, 3), hypotheses.shifts_px[rows].reshape(-1, 2)
+                ),
+                space=space,
+                iterations=iterations,
+            )
+        )
+    return SearchResult(
+        Poses(
+            torch.cat([part.poses.rotations for part in parts]).reshape(count, h, 3, 3),
+            torch.cat([part.poses.shifts_px for part in parts]).reshape(count, h, 2),
+        ),
+        torch.cat([part.log_posterior for part in parts]).reshape(count, h),
+        torch.cat([part.curvature for part in parts]).reshape(count, h, 5, 5),
+    )
+
+
+def levenberg_marquardt(
+    reference: Reference, plane: HalfPlane, *, images: Tensor, weights: Tensor, anchor: Poses,
+    start: Poses, space: SearchSpace, iterations: int,
+) -> SearchResult:  # fmt: skip
+    """Maximise the log-posterior of b images from one start each, inside the extents.
+
+    Value, gradient and curvature come from one pass at the trial pose; a rejected step raises that
+    particle's damping and reuses the old ones. A trial outside the extents is projected back before it is
+    judged, so every pose that is ever accepted is feasible.
+
+    Args:
+        reference: map to slice.
+        plane: K samples.
+        images: (b, K) complex, Y.
+        weights: (b, K), W.
+        anchor: b poses.
+        start: b poses.
+        space: extents, priors, lever.
+        iterations: trial steps.
+    """
+
+    def evaluate(poses: Poses) -> Quadratic:
+        likelihood = log_likelihood_quadratic(
+            reference, plane, images=images, weights=weights,
+            rotations=poses.rotations, shifts_px=poses.shifts_px,
+        )  # fmt: skip
+        prior = prior_quadratic(poses, anchor, space)
+        return Quadratic(
+            likelihood.value + prior.value,
+            likelihood.gradient + prior.gradient,
+            likelihood.curvature + prior.curvature,
+        )
+
+    poses = confine(start, anchor, space)
+    state = evaluate(poses)
+    damping = torch.full_like(state.value, FIRST_DAMPING)
+    for _ in range(iterations):
+        step = _damped_step(state, damping)
+        trial = Poses(rotation_from_vector(step[:, :3]) @ poses.rotations, poses.shifts_px + step[:, 3:])
+        trial = confine(trial, anchor, space)
+        new = evaluate(trial)
+        better = new.value > state.value
+        poses = Poses(
+            torch.where(better[:, None, None], trial.rotations, poses.rotations),
+            torch.where(better[:, None], trial.shifts_px, poses.shifts_px),
+        )
+        state = Quadratic(
+            torch.where(better, new.value, state.value),
+            torch.where(better[:, None], new.gradient, state.gradient),
+            torch.where(better[:, None, None], new.curvature, state.curvature),
+        )
+        damping = torch.where(better, damping * 0.2, damping * 8.0)
+    return SearchResult(poses, state.value, state.curvature)
+
+
+def _damped_step(state: Quadratic, damping: Tensor) -> Tensor:
+    """(b, 5) step of the damped quadratic model, cut to the longest allowed rotation and shift."""
+    diagonal = torch.diagonal(state.curvature, dim1=-2, dim2=-1)
+    # a direction without curvature (an empty reference) must not make the system singular
+    floor = 1e-6 * diagonal.amax(dim=-1, keepdim=True).clamp_min(1e-20)
+    damped = state.curvature + torch.diag_embed(damping[:, None] * diagonal + floor)
+    step = torch.linalg.solve(damped, state.gradient)
+    rotation = step[:, :3].norm(dim=-1) / LONGEST_STEP_RAD
+    shift = step[:, 3:].norm(dim=-1) / LONGEST_STEP_PX
+    return step / torch.maximum(rotation, shift).clamp_min(1.0)[:, None]

@@ -1,0 +1,772 @@
+"""What the finished runs of a study say together: one table, each parameter's effect, and how sure it is.
+
+Runs are ordered by the FSC area of their unfiltered half maps under the one scoring mask that all of them
+share. A study has one run per point here, so nothing in this module announces a winner: the leader is a
+candidate, and the runs that a single run cannot tell apart from it are named with it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import yaml
+from scipy.stats import spearmanr
+
+from cryosweep.io.maps import read_map
+
+SCORE = "fsc_area/frozen"
+SCORE_SD = "fsc_area/frozen_sd"
+GSFSC = "resolution/frozen_0143"
+TRUTH_SCORE = "truth/fsc_area"
+TRUTH_RESOLUTION = "truth/resolution_05"
+ROTATION_ERROR = "truth/rotation_error_median"
+GAIN = "gain"
+TIED = "not_distinguishable_from_first"
+
+# A map whose true resolution is coarser than its GSFSC by more than this factor is pointed out.
+PARTED = 1.25
+# Scoring masks of two runs may differ by this share of their volume: cutting a mask from a map that was
+# reconstructed twice flips a few voxels.
+SAME_MASK = 0.01
+# A sentence names at most this many runs; the table marks all of them.
+NAMED = 4
+
+
+class Column(NamedTuple):
+    """One measured column: its name in `summary.json`, how it is headed (lines), printed and explained."""
+
+    key: str
+    header: str
+    decimals: int
+    meaning: str
+    start_key: str | None = None
+    scale: float = 1.0
+
+    @property
+    def title(self) -> str:
+        """The header on one line."""
+        return self.header.replace("\n", " ")
+
+    def show(self, value: float) -> str:
+        """A value as printed; empty for NaN."""
+        sign = "+" if self.key == GAIN else ""
+        return "" if math.isnan(value) else f"{value * self.scale:{sign}.{self.decimals}f}"
+
+
+COLUMNS = (
+    Column(
+        SCORE,
+        "FSC\narea",
+        3,
+        "mean half-map FSC over the scoring band, under the scoring mask; higher is better",
+        "start/fsc_area_frozen",
+    ),
+    Column(SCORE_SD, "±\nSD", 3, "spread expected of one run, by formula"),
+    Column(GAIN, "gain\nover\nstart", 3, "FSC area minus that of the starting half maps"),
+    Column(
+        GSFSC,
+        "FSC\n0.143\nÅ",
+        2,
+        "resolution where the half-map FSC falls to 0.143, under the scoring mask",
+        "start/resolution_frozen_0143",
+    ),
+    Column("resolution/frozen_05", "FSC\n0.5\nÅ", 2, "the same at 0.5"),
+    Column(
+        "resolution/own_corrected_0143",
+        "own\n0.143\nÅ",
+        2,
+        "0.143 under the run's own mask, corrected by phase randomisation; do not compare between masks",
+    ),
+    Column("pose/rotation_change_median", "rotation\nchange\n°", 1, "median since the start"),
+    Column("pose/shift_change_median", "shift\nchange\nÅ", 1, "median since the start"),
+    Column(
+        "pose/at_rotation_extent",
+        "rotation\nat limit\n%",
+        1,
+        "particles that ended on the boundary of the rotation search",
+        None,
+        100.0,
+    ),
+    Column(
+        "pose/at_shift_extent",
+        "shift\nat limit\n%",
+        1,
+        "particles that ended on the boundary of the shift search",
+        None,
+        100.0,
+    ),
+    Column("seconds", "time\ns", 0, "wall time of the job"),
+    Column(
+        TRUTH_SCORE,
+        "truth\nFSC\narea",
+        3,
+        "mean FSC against the true map, same band and mask",
+        "start/truth_fsc_area",
+    ),
+    Column(
+        TRUTH_RESOLUTION,
+        "truth\n0.5\nÅ",
+        2,
+        "resolution where the FSC against the true map falls to 0.5",
+        "start/truth_resolution_05",
+    ),
+    Column(
+        ROTATION_ERROR,
+        "rotation\nerror\n°",
+        2,
+        "median difference from the true rotations",
+        "start/rotation_error_median",
+    ),
+    Column(
+        "truth/rotation_error_p90",
+        "rotation\nerror\np90 °",
+        1,
+        "90th percentile of it",
+        "start/rotation_error_p90",
+    ),
+    Column(
+        "truth/shift_error_median",
+        "shift\nerror\nÅ",
+        2,
+        "median difference from the true shifts",
+        "start/shift_error_median",
+    ),
+)
+
+# What a terminal that is too narrow gives up first; the CSV and the page keep everything.
+_EXPENDABLE = (
+    "truth/rotation_error_p90",
+    "truth/shift_error_median",
+    "resolution/frozen_05",
+    "seconds",
+    "pose/at_shift_extent",
+    "pose/shift_change_median",
+    "resolution/own_corrected_0143",
+    "pose/at_rotation_extent",
+    "pose/rotation_change_median",
+    TRUTH_SCORE,
+    GAIN,
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder, read but for its curves, poses and maps.
+
+    Attributes:
+        folder: where it lies.
+        name: of the run; unique in a comparison.
+        study: of which it is a point.
+        job: number or name of the job within the sweep.
+        status: FINISHED or FAILED as the job wrote it.
+        reason: why a finished run stopped, or the error of one that failed.
+        seed: of all its randomness.
+        swept: configuration key to the value of this point.
+        summary: metric name to value; empty unless finished.
+        rotation_extent: degrees per axis, as configured; None where the run had no pose search.
+        shift_extent: Å per axis, or None.
+        versions: program to version.
+        device: in words.
+        inputs: path to SHA-256.
+        notes: what the job told its user.
+    """
+
+    folder: Path
+    name: str
+    study: str
+    job: str
+    status: str
+    reason: str
+    seed: int
+    swept: Mapping[str, object]
+    summary: Mapping[str, float]
+    rotation_extent: float | None
+    shift_extent: float | None
+    versions: Mapping[str, str] = field(default_factory=dict[str, str])
+    device: str = ""
+    inputs: Mapping[str, str] = field(default_factory=dict[str, str])
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run ended well and has results."""
+        return self.status == "FINISHED"
+
+    def fsc(self) -> pd.DataFrame:
+        """FSC curves by shell, read from `fsc.csv`."""
+        return pd.read_csv(self.folder / "fsc.csv")
+
+    def poses(self) -> pd.DataFrame:
+        """Pose changes, one row a particle, read from `poses.csv`."""
+        return pd.read_csv(self.folder / "poses.csv")
+
+
+class Effect(NamedTuple):
+    """Marginal effect of one value: the score of all runs that have it.
+
+    `sd`, `low` and `high` describe the spread over the other parameters; `sd` is NaN for a single run.
+    """
+
+    parameter: str
+    value: str
+    score: str
+    n: int
+    mean: float
+    sd: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class TruthAgreement:
+    """How the ranking by FSC area fares against the known truth of simulated data.
+
+    Attributes:
+        n: runs with known truth.
+        spearman_area: rank correlation of FSC area with truth FSC area; NaN where it is not defined.
+        spearman_rotation: rank correlation of FSC area with minus the median rotation error.
+        sentences: plain statements, the verdict first, then each map whose GSFSC flatters it.
+    """
+
+    n: int
+    spearman_area: float
+    spearman_rotation: float
+    sentences: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The runs of a study side by side.
+
+    Attributes:
+        study: name.
+        runs: finished, highest FSC area first.
+        failed: the others, in the order given.
+        swept: keys whose value differs between runs; all keys where there is only one run.
+        fixed: swept keys that have one value throughout.
+        table: one row a run in the order of `runs`, indexed by name: swept values, then the keys of `COLUMNS`
+            that exist, then whether the run cannot be told from the first.
+        start: metrics of the consensus under the same mask, named as in `table`.
+        effects: of each value of each swept parameter, on the FSC area and, where known, on the truth's.
+        is_full_grid: every combination of the swept values finished exactly once.
+        noise: difference in FSC area that a single run on each side cannot resolve (95 %).
+        headline: two or three sentences, the result.
+        findings: further sentences: gain over the consensus, effect of each parameter.
+        truth: agreement with the truth, for simulated data.
+        warnings: what limits the comparison.
+    """
+
+    study: str
+    runs: tuple[Run, ...]
+    failed: tuple[Run, ...]
+    swept: tuple[str, ...]
+    fixed: Mapping[str, str]
+    table: pd.DataFrame
+    start: Mapping[str, float]
+    effects: tuple[Effect, ...]
+    is_full_grid: bool
+    noise: float
+    headline: tuple[str, ...]
+    findings: tuple[str, ...]
+    truth: TruthAgreement | None
+    warnings: tuple[str, ...]
+
+    def label(self, run: Run) -> str:
+        """The point of a run in words, such as `dilation_radius 7, soft_padding_width 16`."""
+        return point_label(run, self.swept)
+
+
+def load_run(folder: Path) -> Run:
+    """Read one run folder.
+
+    Raises:
+        ValueError: it holds no run, or a finished run lacks a file or a metric that the comparison needs.
+    """
+    record = _read_json(folder, "run.json")
+    try:
+        status = str(record["status"])
+        run = Run(
+            folder=folder,
+            name=str(record["name"]),
+            study=str(record["study"]),
+            job=str(record["job"]),
+            status=status,
+            reason=str(record["stop_reason"]),
+            seed=int(record["seed"]),
+            swept=dict(record["swept"]),
+            summary=_read_summary(folder) if status == "FINISHED" else {},
+            rotation_extent=_search_setting(folder, "rotation_extent"),
+            shift_extent=_search_setting(folder, "shift_extent"),
+            versions={str(k): str(v) for k, v in record["versions"].items()},
+            device=str(record["device"]),
+            inputs={str(k): str(v) for k, v in record["inputs"].items()},
+            notes=tuple(str(note) for note in record["notes"]),
+        )
+    except KeyError as missing:
+        raise ValueError(
+            f"{folder / 'run.json'}: no key {missing}; was it written by another version?"
+        ) from missing
+    if run.is_finished:
+        needed = ("fsc.csv", "poses.csv", "map.mrc", "start_map.mrc", "scoring_mask.mrc")
+        absent = [name for name in needed if not (folder / name).is_file()]
+        if absent:
+            raise ValueError(
+                f"{folder}: the run is marked FINISHED but lacks {', '.join(absent)}; run it again"
+            )
+    return run
+
+
+def load_runs(folders: Iterable[Path]) -> tuple[Run, ...]:
+    """Read run folders; a folder that is not itself a run is searched for runs at any depth.
+
+    Raises:
+        ValueError: a folder holds no run.
+    """
+    found: list[Path] = []
+    for folder in folders:
+        records = (
+            [folder / "run.json"] if (folder / "run.json").is_file() else sorted(folder.rglob("run.json"))
+        )
+        if not records:
+            raise ValueError(
+                f"{folder}: no run.json in it or below it; give the folder of a study or of its runs"
+            )
+        found.extend(record.parent for record in records)
+    return tuple(load_run(folder) for folder in found)
+
+
+def compare(runs: Sequence[Run]) -> Comparison:
+    """Compare the runs of a study on one ruler.
+
+    The bar for a difference between two single runs is 1.96 sqrt(2) times the largest SD that the formula for
+    one run gives (spread of an FSC over the effective number of samples in the mask). It treats the runs as
+    independent. Runs on the same particles are not, so it is usually too wide, and it is not a paired test.
+
+    Raises:
+        ValueError: no run finished, two share a name, or they were scored under different masks.
+    """
+    finished = sorted((run for run in runs if run.is_finished), key=lambda run: -run.summary[SCORE])
+    failed = tuple(run for run in runs if not run.is_finished)
+    if not finished:
+        reasons = "; ".join(f"{run.name}: {run.reason}" for run in failed) or "none were given"
+        raise ValueError(f"no finished run to compare ({reasons})")
+    _check_names(runs)
+    _check_one_ruler(finished)
+    swept, fixed = _swept_keys(runs)
+    noise = 1.96 * math.sqrt(2.0) * max(run.summary[SCORE_SD] for run in finished)
+    table = _table(finished, swept, noise)
+    effects = _effects(finished, swept)
+    full = _is_full_grid(finished, swept)
+    start = _start(finished[0])
+    return Comparison(
+        study=", ".join(dict.fromkeys(run.study for run in runs)),
+        runs=tuple(finished),
+        failed=failed,
+        swept=swept,
+        fixed=fixed,
+        table=table,
+        start=start,
+        effects=effects,
+        is_full_grid=full,
+        noise=noise,
+        headline=_headline(finished, swept, table, noise),
+        findings=(*_gain_sentence(table, start, noise), *_effect_sentences(effects, swept, noise)),
+        truth=_agreement(finished, swept, start, noise),
+        warnings=_warnings(finished, failed, full),
+    )
+
+
+def cell(comparison: Comparison, run: Run, column: Column) -> str:
+    """One value of the table as printed."""
+    value: Any = comparison.table.at[run.name, column.key]
+    return column.show(float(value))
+
+
+def point_label(run: Run, swept: Sequence[str]) -> str:
+    """The point of a run in words; the run's name where nothing was swept."""
+    return ", ".join(f"{short_key(key, swept)} {show(run.swept.get(key))}" for key in swept) or run.name
+
+
+def short_key(key: str, keys: Iterable[str]) -> str:
+    """The last part of a configuration key, or all of it where another key ends alike."""
+    last = key.rsplit(".", 1)[-1]
+    return key if any(other != key and other.rsplit(".", 1)[-1] == last for other in keys) else last
+
+
+def show(value: object) -> str:
+    """A swept value as a person would write it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list | tuple):
+        items: list[object] = list(value)
+        return f"({', '.join(show(item) for item in items)})"
+    return str(value)
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / name
+    if not path.is_file():
+        raise ValueError(f"{folder}: no {name}; give a folder that a cryosweep job wrote")
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); was the job killed while writing?") from error
+
+
+def _read_summary(folder: Path) -> dict[str, float]:
+    summary = {str(key): float(value) for key, value in _read_json(folder, "summary.json").items()}
+    optional = {GAIN, *(column.key for column in COLUMNS if column.key.startswith("truth/"))}
+    needed = [column.key for column in COLUMNS if column.key not in optional]
+    needed += [column.start_key for column in COLUMNS if column.key in (SCORE, GSFSC) and column.start_key]
+    absent = [key for key in needed if key not in summary]
+    if absent:
+        raise ValueError(f"{folder / 'summary.json'}: no metric {', '.join(absent)}; run the job again")
+    if not math.isfinite(summary[SCORE]) or not math.isfinite(summary[SCORE_SD]):
+        raise ValueError(
+            f"{folder}/summary.json: {SCORE} is {summary[SCORE]} ± {summary[SCORE_SD]}, but must be finite; "
+            "run the job again"
+        )
+    return summary
+
+
+def _search_setting(folder: Path, name: str) -> float | None:
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise ValueError(f"{folder}: no config.yaml; give a folder that a cryosweep job wrote")
+    config = yaml.safe_load(path.read_text()) or {}
+    value = config.get("search", {}).get(name)
+    return None if value is None else float(value)
+
+
+def _check_names(runs: Sequence[Run]) -> None:
+    seen: dict[str, Path] = {}
+    for run in runs:
+        if run.name in seen:
+            raise ValueError(
+                f"two runs are named '{run.name}': {seen[run.name]} and {run.folder}; compare one of them"
+            )
+        seen[run.name] = run.folder
+
+
+def _check_one_ruler(runs: Sequence[Run]) -> None:
+    first = read_map(runs[0].folder / "scoring_mask.mrc")
+    volume = float(first.data.sum())
+    for run in runs[1:]:
+        other = read_map(run.folder / "scoring_mask.mrc")
+        same_grid = other.data.shape == first.data.shape and math.isclose(
+            other.pixel_size, first.pixel_size, rel_tol=1e-4
+        )
+        if not same_grid or float((other.data - first.data).abs().sum()) > SAME_MASK * volume:
+            raise ValueError(
+                f"'{runs[0].name}' and '{run.name}' were scored under different masks, so their FSC areas "
+                "cannot be compared: compare them apart, or score both again under one mask"
+            )
+
+
+def _swept_keys(runs: Sequence[Run]) -> tuple[tuple[str, ...], dict[str, str]]:
+    keys = list(dict.fromkeys(key for run in runs for key in run.swept))
+    values = {key: {show(run.swept.get(key)) for run in runs} for key in keys}
+    if len(runs) == 1:
+        return tuple(keys), {}
+    varying = tuple(key for key in keys if len(values[key]) > 1)
+    return varying, {key: next(iter(values[key])) for key in keys if key not in varying}
+
+
+def _table(runs: Sequence[Run], swept: Sequence[str], noise: float) -> pd.DataFrame:
+    best = runs[0].summary[SCORE]
+    rows: list[dict[str, object]] = []
+    for run in runs:
+        row: dict[str, object] = {key: show(run.swept.get(key)) for key in swept}
+        metrics = {**run.summary, GAIN: run.summary[SCORE] - run.summary["start/fsc_area_frozen"]}
+        row |= {column.key: metrics.get(column.key, math.nan) for column in COLUMNS}
+        row[TIED] = best - run.summary[SCORE] < noise
+        rows.append(row)
+    table = pd.DataFrame(rows, index=pd.Index([run.name for run in runs], name="run"))
+    return table.dropna(axis="columns", how="all")
+
+
+def _start(run: Run) -> dict[str, float]:
+    pairs = ((column.key, column.start_key) for column in COLUMNS)
+    return {key: run.summary[start] for key, start in pairs if start is not None and start in run.summary}
+
+
+def value_order(values: Iterable[str]) -> list[str]:
+    """Distinct values, numbers first and by size, then words."""
+
+    def rank(value: str) -> tuple[int, float, str]:
+        try:
+            return (0, float(value), "")
+        except ValueError:
+            return (1, 0.0, value)
+
+    return sorted(set(values), key=rank)
+
+
+def _effects(runs: Sequence[Run], swept: Sequence[str]) -> tuple[Effect, ...]:
+    effects: list[Effect] = []
+    for score in (SCORE, TRUTH_SCORE):
+        known = [run for run in runs if score in run.summary]
+        for key in swept:
+            for value in value_order(show(run.swept.get(key)) for run in known):
+                scores = [run.summary[score] for run in known if show(run.swept.get(key)) == value]
+                sd = float(np.std(scores, ddof=1)) if len(scores) > 1 else math.nan
+                effects.append(
+                    Effect(
+                        key, value, score, len(scores), float(np.mean(scores)), sd, min(scores), max(scores)
+                    )
+                )
+    return tuple(effects)
+
+
+def _is_full_grid(runs: Sequence[Run], swept: Sequence[str]) -> bool:
+    points = [tuple(show(run.swept.get(key)) for key in swept) for run in runs]
+    combinations = math.prod(len(set(values)) for values in zip(*points, strict=True))
+    return combinations == len(points) == len(set(points))
+
+
+def _headline(
+    runs: Sequence[Run], swept: Sequence[str], table: pd.DataFrame, noise: float
+) -> tuple[str, ...]:
+    first = runs[0]
+    leader = f"Highest FSC area: {point_label(first, swept)} ({first.summary[SCORE]:.3f}, one run)"
+    if len(runs) == 1:
+        return (f"{leader}; nothing to compare it with.",)
+    tied = [point_label(run, swept) for run in runs[1:] if bool(table.loc[run.name, TIED])]
+    bar = f"{leader}; differences below {noise:.3f} are within the noise of one run."
+    if tied:
+        more = f"; and {len(tied) - NAMED} more" if len(tied) > NAMED else ""
+        verdict = f"Not distinguishable from it here: {'; '.join(tied[:NAMED])}{more}."
+    else:
+        verdict = (
+            "Every other run is lower by more than that, but with one run per point it stays a candidate."
+        )
+    caution = (
+        "The bar is a formula for single runs that takes them as independent; it is not a paired test. "
+        "Runs with other half-set seeds would turn a candidate into a result."
+    )
+    return bar, verdict, caution
+
+
+def _gain_sentence(table: pd.DataFrame, start: Mapping[str, float], noise: float) -> tuple[str, ...]:
+    gains = table[GAIN].to_numpy(dtype=float)
+    n = len(gains)
+    up, down = int((gains >= noise).sum()), int((gains <= -noise).sum())
+    lost = f" and {down} lost more than that" if down else ""
+    return (
+        f"Against the starting map (FSC area {start[SCORE]:.3f} under the same mask), {up} of {n} runs "
+        f"gained more than {noise:.3f}{lost}.",
+    )
+
+
+def _effect_sentences(effects: Sequence[Effect], swept: Sequence[str], noise: float) -> tuple[str, ...]:
+    sentences: list[str] = []
+    for key in swept:
+        rows = [effect for effect in effects if effect.parameter == key and effect.score == SCORE]
+        if len(rows) < 2:
+            continue
+        high, low = max(rows, key=lambda row: row.mean), min(rows, key=lambda row: row.mean)
+        text = f"{key}: mean FSC area from {low.mean:.3f} at {low.value} to {high.mean:.3f} at {high.value}"
+        spreads = [row.sd for row in rows if row.n > 1]
+        if spreads:
+            text += f"; at one value the other parameters spread it by up to {max(spreads):.3f} (SD)"
+        if high.mean - low.mean < noise:
+            text += "; the difference is within the noise of one run"
+        sentences.append(text + ".")
+    return tuple(sentences)
+
+
+def _spearman(a: Sequence[float], b: Sequence[float]) -> float:
+    if len(a) < 3 or len(set(a)) < 2 or len(set(b)) < 2:
+        return math.nan
+    return float(np.asarray(spearmanr(a, b))[0])
+
+
+def _agreement(
+    runs: Sequence[Run], swept: Sequence[str], start: Mapping[str, float], noise: float
+) -> TruthAgreement | None:
+    known = [run for run in runs if TRUTH_SCORE in run.summary]
+    if not known:
+        return None
+    scores = [run.summary[SCORE] for run in known]
+    by_area = _spearman(scores, [run.summary[TRUTH_SCORE] for run in known])
+    by_rotation = _spearman(scores, [-run.summary[ROTATION_ERROR] for run in known])
+    ranks = _rank_sentences(known, swept, by_area, by_rotation, noise)
+    sentences = [*ranks, *_parted_sentences(known, swept, start)]
+    return TruthAgreement(len(known), by_area, by_rotation, tuple(sentences))
+
+
+def _rank_sentences(
+    known: Sequence[Run], swept: Sequence[str], by_area: float, by_rotation: float, noise: float
+) -> list[str]:
+    if math.isnan(by_area) or math.isnan(by_rotation):
+        return [
+            f"The truth is known, but {len(known)} run(s) are too few, or too alike, to compare rankings."
+        ]
+    worse = min(by_area, by_rotation)
+    verdict = next(
+        words
+        for bound, words in (
+            (0.9, "agrees with"), (0.7, "mostly agrees with"), (0.3, "agrees only partly with"),
+            (-1.1, "does not agree with"),
+        )
+        if worse >= bound
+    )  # fmt: skip
+    sentences = [
+        f"The ranking by FSC area {verdict} the truth: Spearman {by_area:.2f} with the FSC area against the "
+        f"true map, {by_rotation:.2f} with minus the median rotation error, {len(known)} runs."
+    ]
+    pairs = list(combinations([run.summary[SCORE] for run in known], 2))
+    close = sum(abs(a - b) < noise for a, b in pairs)
+    if close:
+        sentences.append(
+            f"{close} of the {len(pairs)} pairs differ by less than {noise:.3f}: their order may be luck."
+        )
+    first = known[0]
+    best_map = max(known, key=lambda run: run.summary[TRUTH_SCORE])
+    best_poses = min(known, key=lambda run: run.summary[ROTATION_ERROR])
+    if best_map is not first:
+        sentences.append(
+            f"The best map by truth is {point_label(best_map, swept)} (truth FSC area "
+            f"{best_map.summary[TRUTH_SCORE]:.3f}; the leader has {first.summary[TRUTH_SCORE]:.3f})."
+        )
+    if best_poses is not first:
+        sentences.append(
+            f"The best poses are those of {point_label(best_poses, swept)} (median rotation error "
+            f"{best_poses.summary[ROTATION_ERROR]:.2f}°; the leader: {first.summary[ROTATION_ERROR]:.2f}°)."
+        )
+    if best_map is first and best_poses is first:
+        sentences.append("The leader by FSC area also has the best map and the best poses by truth.")
+    return sentences
+
+
+def _parted_sentences(known: Sequence[Run], swept: Sequence[str], start: Mapping[str, float]) -> list[str]:
+    cases = [("the starting map", start[GSFSC], start[TRUTH_RESOLUTION])] if TRUTH_RESOLUTION in start else []
+    worst = sorted(known, key=lambda run: run.summary[GSFSC] / run.summary[TRUTH_RESOLUTION])
+    parted = [run for run in worst if run.summary[TRUTH_RESOLUTION] > PARTED * run.summary[GSFSC]]
+    cases += [
+        (point_label(run, swept), run.summary[GSFSC], run.summary[TRUTH_RESOLUTION]) for run in parted[:NAMED]
+    ]
+    sentences = [
+        f"FSC and truth part at {label}: the half maps agree to {gsfsc:.1f} Å, but the map is right only to "
+        f"{truth:.1f} Å."
+        for label, gsfsc, truth in cases
+        if truth > PARTED * gsfsc
+    ]
+    if len(parted) > NAMED:
+        sentences.append(f"So they do, less strongly, at {len(parted) - NAMED} more runs.")
+    return sentences
+
+
+def _warnings(finished: Sequence[Run], failed: Sequence[Run], full: bool) -> tuple[str, ...]:
+    warnings: list[str] = []
+    if failed:
+        warnings.append(
+            f"{len(failed)} of {len(failed) + len(finished)} runs did not finish and are left out."
+        )
+    if not full:
+        warnings.append(
+            "Not every combination of the swept values is there, so the mean over one value is partly an "
+            "effect of the others."
+        )
+    starts = [run.summary["start/fsc_area_frozen"] for run in finished]
+    if max(starts) - min(starts) > 1e-3:
+        warnings.append(
+            "The runs do not share one starting point (FSC area of the start "
+            f"{min(starts):.3f} to {max(starts):.3f}); each gain is over the run's own start."
+        )
+    inputs = {tuple(sorted(run.inputs.values())) for run in finished}
+    if len(inputs) > 1:
+        warnings.append("The runs did not read the same input files (checksums differ).")
+    return tuple(warnings)
+
+
+def terminal_table(comparison: Comparison, *, width: int = 120) -> str:
+    """The comparison as plain text: result, table, legend, failed runs.
+
+    Columns are left out, and named, where the table would be wider than `width` characters; where that does
+    not suffice the swept values move below it.
+    """
+    swept = comparison.swept
+    columns = [column for column in COLUMNS if column.key in comparison.table]
+    dropped: list[Column] = []
+    lines = _grid(comparison, columns, swept)
+    for key in _EXPENDABLE:
+        if len(lines[-1]) <= width:
+            break
+        dropped += [column for column in columns if column.key == key]
+        columns = [column for column in columns if column.key != key]
+        lines = _grid(comparison, columns, swept)
+    if len(lines[-1]) > width:
+        points = [f"{rank}: {comparison.label(run)}" for rank, run in enumerate(comparison.runs, start=1)]
+        lines = [*_grid(comparison, columns, ()), "", *_wrap(points, width, indent="   ")]
+    paragraphs = [
+        f"Study {comparison.study}: {len(comparison.runs)} finished, {len(comparison.failed)} failed"
+    ]
+    paragraphs += comparison.headline
+    text = [*_wrap(paragraphs, width), "", *lines, ""]
+    text += _wrap(_legend(columns, dropped), width)
+    extra = [
+        *comparison.findings,
+        *(comparison.truth.sentences if comparison.truth else ()),
+        *comparison.warnings,
+    ]
+    text += ["", *_wrap([f"- {sentence}" for sentence in extra], width, indent="  ")]
+    if comparison.failed:
+        failures = [f"- {comparison.label(run)}: {run.reason}" for run in comparison.failed]
+        text += ["", "Failed runs:", *_wrap(failures, width, indent="  ")]
+    return "\n".join(text)
+
+
+def _wrap(paragraphs: Iterable[str], width: int, indent: str = "") -> list[str]:
+    return [line for text in paragraphs for line in textwrap.wrap(text, width, subsequent_indent=indent)]
+
+
+def _legend(columns: Sequence[Column], dropped: Sequence[Column]) -> list[str]:
+    size = max(len(column.title) for column in columns)
+    lines = [
+        "Scoring mask: the one mask under which every run is scored, whatever mask it was refined with.",
+        "~ after the rank: cannot be told from #1 with one run each.",
+        *(f"{column.title:<{size}}  {column.meaning}" for column in columns),
+    ]
+    if dropped:
+        lines.append(
+            f"Left out to fit: {', '.join(column.title for column in dropped)} (report.csv has all)."
+        )
+    return lines
+
+
+def _grid(comparison: Comparison, columns: Sequence[Column], swept: Sequence[str]) -> list[str]:
+    """Right-aligned columns under headers of several lines, all equally long; the start is the last."""
+    names = [short_key(key, swept).split("_") for key in swept]
+    # Long keys are broken at underscores: "dilation_" over "radius".
+    heads = [["#"], *([*(f"{part}_" for part in parts[:-1]), parts[-1]] for parts in names)]
+    heads += [column.header.split("\n") for column in columns]
+    depth = max(len(head) for head in heads)
+    body: list[list[str]] = []
+    for rank, run in enumerate(comparison.runs, start=1):
+        mark = "~" if rank > 1 and bool(comparison.table.at[run.name, TIED]) else " "
+        point = [show(run.swept.get(key)) for key in swept]
+        body.append([f"{rank}{mark}", *point, *(cell(comparison, run, column) for column in columns)])
+    start = [column.show(comparison.start.get(column.key, math.nan)) for column in columns]
+    body.append(["start", *([""] * len(swept)), *start])
+    header = [[([""] * (depth - len(head)) + head)[level] for head in heads] for level in range(depth)]
+    widths = [max(len(line[k]) for line in (*header, *body)) for k in range(len(heads))]
+
+    def draw(line: Sequence[str]) -> str:
+        return "  ".join(cell.rjust(size) for cell, size in zip(line, widths, strict=True))
+
+    rule = "-" * len(draw(body[0]))
+    return [*(draw(line) for line in header), rule, *(draw(line) for line in body[:-1]), rule, draw(body[-1])]

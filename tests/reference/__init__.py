@@ -1,0 +1,1 @@
+"""Slow, plain twins that only the tests import."""

@@ -1,0 +1,175 @@
+"""Pose search: known poses, extents, priors, the fulcrum as a change of coordinates."""
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from cryosweep.fourier import half_plane, shift_phase
+from cryosweep.geometry import angle_between, random_rotations, rotation_from_vector, rotation_vector
+from cryosweep.projector import make_reference, slices
+from cryosweep.search import (
+    Poses,
+    SearchSpace,
+    confine,
+    log_prior,
+    plan_search,
+    prior_quadratic,
+    residual_shift,
+    rotation_grid,
+    search_poses,
+    shift_grid,
+)
+from tests.reference.exact import random_blobs
+
+BOX = 32
+
+
+def space(rotation=20.0, shift=3.0, rotation_prior=None, shift_prior=None, lever=(0.0, 0.0, 0.0), dtype=torch.float64):
+    return SearchSpace(
+        math.radians(rotation), shift, None if rotation_prior is None else math.radians(rotation_prior),
+        shift_prior, torch.tensor(lever, dtype=dtype),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def scene(generator):
+    """Noisy images of an object whose poses lie up to 15 degrees and 2 px from where the search starts."""
+    count = 24
+    reference = make_reference(random_blobs(generator, radius=9).volume(BOX))
+    plane = half_plane(BOX, max_shell=12, dtype=torch.float64, device="cpu")
+    anchor = Poses(random_rotations(count, generator, dtype=torch.float64), torch.zeros(count, 2).double())
+    turn = torch.randn(count, 3, generator=generator, dtype=torch.float64)
+    turn = turn / turn.norm(dim=1, keepdim=True) * math.radians(15) * torch.rand(count, 1, generator=generator)
+    shifts = torch.rand(count, 2, generator=generator, dtype=torch.float64) * 2.8 - 1.4
+    truth = Poses(rotation_from_vector(turn) @ anchor.rotations, shifts)
+    weights = torch.full((count, plane.k.shape[0]), 1.0, dtype=torch.float64)
+    images = slices(reference, truth.rotations, plane) * shift_phase(plane, truth.shifts_px)
+    noise = 0.2 * torch.randn(images.shape, generator=generator, dtype=torch.complex128)
+    return reference, plane, anchor, truth, images + noise, weights
+
+
+def run(scene, where, current=None):
+    reference, plane, anchor, _, images, weights = scene
+    plan = plan_search(
+        where, coarse_shell=4, band_shell=12, box_size=BOX, mask_radius_px=9.0, dtype=torch.float64,
+        device=torch.device("cpu"),
+    )  # fmt: skip
+    return search_poses(
+        reference, plane, images=images, weights=weights, anchor=anchor,
+        current=anchor if current is None else current, space=where, plan=plan,
+    )  # fmt: skip
+
+
+def test_known_poses_are_recovered(scene):
+    truth = scene[3]
+    result = run(scene, space())
+    error = torch.rad2deg(angle_between(result.poses.rotations, truth.rotations))
+    shift_error = (result.poses.shifts_px - truth.shifts_px).norm(dim=1)
+    start = torch.rad2deg(angle_between(scene[2].rotations, truth.rotations))
+    assert float(start.median()) > 5
+    # the posterior's own width here is 0.5 degrees; the worst seen 1.6
+    assert float(error.median()) < 1.0
+    assert float(error.max()) < 3.0
+    assert float(shift_error.max()) < 0.3
+
+
+def test_curvature_predicts_the_error(scene):
+    """Errors measured in units of the posterior's own width are standard normal: mean square 5 for 5 axes."""
+    truth = scene[3]
+    result = run(scene, space())
+    rotation = rotation_vector(result.poses.rotations @ truth.rotations.mT)
+    error = torch.cat([rotation, result.poses.shifts_px - truth.shifts_px], dim=1)
+    square = torch.einsum("ni,nij,nj->n", error, result.curvature, error)
+    # unit weights stand for noise of power 1 per sample; it is 0.2^2 here
+    assert 2.5 < float(square.mean()) / 0.2**2 < 10.0
+
+
+def test_extents_hold_for_every_particle(scene):
+    narrow = space(rotation=4.0, shift=0.7, lever=(0.0, 6.0, 3.0))
+    result = run(scene, narrow)
+    reach = torch.rad2deg(angle_between(result.poses.rotations, scene[2].rotations))
+    left = residual_shift(result.poses, scene[2], narrow.lever_px).norm(dim=1)
+    assert float(reach.max()) <= 4.0 + 1e-4
+    assert float(left.max()) <= 0.7 + 1e-6
+    assert float((reach > 3.9).double().mean()) > 0.3  # the truth lies outside, so the wall is in use
+
+
+def test_fulcrum_is_a_change_of_coordinates_alone(scene):
+    """With extents that hold everything and no prior, the fulcrum changes no pose."""
+    near = run(scene, space(rotation=30.0, shift=8.0))
+    far = run(scene, space(rotation=30.0, shift=8.0, lever=(2.0, -5.0, 4.0)))
+    difference = torch.rad2deg(angle_between(near.poses.rotations, far.poses.rotations))
+    # both stop within a fraction of the posterior's width (0.6 degrees) of one optimum; worst seen 0.06
+    assert float(difference.median()) < 0.01
+    assert float(difference.max()) < 0.2
+    assert_close(near.poses.shifts_px, far.poses.shifts_px, atol=0.02, rtol=0)
+
+
+def test_fulcrum_decides_when_the_shift_extent_is_tight(generator):
+    """A domain that swings about a point 10 px away needs 2.6 px of shift at 15 degrees, unless it is the fulcrum."""
+    lever = torch.tensor([0.0, 0.0, 10.0], dtype=torch.float64)
+    anchor = Poses(torch.eye(3).double()[None], torch.zeros(1, 2).double())
+    turned = rotation_from_vector(torch.tensor([[math.radians(15), 0, 0]], dtype=torch.float64))
+    swung = Poses(turned, ((turned - torch.eye(3)) @ lever)[:, :2])
+    assert float(residual_shift(swung, anchor, lever).norm()) < 1e-12
+    assert float(residual_shift(swung, anchor, 0 * lever).norm()) == pytest.approx(2.588, abs=1e-3)
+    kept = confine(swung, anchor, space(shift=1.0, lever=lever.tolist()))
+    cut = confine(swung, anchor, space(shift=1.0))
+    assert_close(kept.shifts_px, swung.shifts_px)
+    assert float((cut.shifts_px).norm()) == pytest.approx(1.0)
+
+
+def test_prior_draws_poses_to_the_anchor(scene):
+    free = run(scene, space())
+    held = run(scene, space(rotation_prior=0.2, shift_prior=0.05))
+    assert float(angle_between(held.poses.rotations, scene[2].rotations).median()) < 0.3 * float(
+        angle_between(free.poses.rotations, scene[2].rotations).median()
+    )
+
+
+def test_prior_gradient_and_curvature_by_finite_differences(generator):
+    where = space(rotation_prior=8.0, shift_prior=1.5, lever=(4.0, -7.0, 3.0))
+    anchor = Poses(random_rotations(5, generator, dtype=torch.float64), torch.randn(5, 2, generator=generator).double())
+    turn = 0.2 * torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    poses = Poses(rotation_from_vector(turn) @ anchor.rotations, torch.randn(5, 2, generator=generator).double())
+    at = prior_quadratic(poses, anchor, where)
+    for axis in range(5):
+        step = torch.zeros(5, dtype=torch.float64)
+        step[axis] = 1e-6
+
+        def moved(sign: int, step: torch.Tensor = step) -> Poses:
+            turned = rotation_from_vector(sign * step[:3]) @ poses.rotations
+            return Poses(turned, poses.shifts_px + sign * step[3:])
+
+        numeric = (log_prior(moved(1), anchor, where) - log_prior(moved(-1), anchor, where)) / 2e-6
+        assert_close(at.gradient[:, axis], numeric, rtol=1e-6, atol=1e-6)
+    assert float(torch.linalg.eigvalsh(at.curvature).min()) > 0
+
+
+def test_bad_current_pose_does_no_harm(scene):
+    """The grid finds the pose again when the last one is at the far wall."""
+    reference, plane, anchor, truth, images, weights = scene
+    away = rotation_from_vector(torch.tensor([0.0, math.radians(19), 0.0], dtype=torch.float64))
+    lost = Poses(away @ anchor.rotations, anchor.shifts_px)
+    result = run(scene, space(), current=lost)
+    assert float(torch.rad2deg(angle_between(result.poses.rotations, truth.rotations)).max()) < 3.0
+
+
+def test_grids_hold_the_origin_and_stay_inside():
+    vectors = rotation_grid(math.radians(20), math.radians(9), dtype=torch.float64, device=torch.device("cpu"))
+    lengths = vectors.norm(dim=1)
+    assert float(lengths.min()) == 0
+    assert float(lengths.max()) <= math.radians(20) + 1e-9
+    assert vectors.shape[0] == 59
+    neighbours = (vectors[:, None] - vectors[None]).norm(dim=-1) + 10 * torch.eye(59).double()
+    assert_close(neighbours.min(dim=1).values, torch.full((59,), math.radians(9)).double())
+    shifts = shift_grid(10 / 3.5, 4.8 / 3.5, dtype=torch.float64, device=torch.device("cpu"))
+    assert float(shifts.norm(dim=1).max()) <= 10 / 3.5 + 1e-9
+
+
+@pytest.mark.parametrize(("field", "value"), [("rotation", 0.0), ("rotation", 200.0), ("shift", -1.0), ("shift_prior", 0.0)])
+def test_impossible_spaces_are_refused(field, value):
+    with pytest.raises(ValueError, match="must"):
+        space(**{field: value})

@@ -103,7 +103,9 @@ def test_curvature_is_the_gauss_newton_hessian(case):
             for sign in (1, -1)
         ]  # fmt: skip
         second = (sides[0] + sides[1] - 2 * at.value) / size**2
-        assert_close(-second, at.curvature[:, axis, axis], rtol=0.1, atol=0)
+        # single poses see the kinks of the trilinear form (11 % at worst); the mean over poses does not
+        assert_close(-second, at.curvature[:, axis, axis], rtol=0.2, atol=0)
+        assert_close(-second.mean(), at.curvature[:, axis, axis].mean(), rtol=0.08, atol=0)
 
 
 def test_noise_power_is_never_zero():

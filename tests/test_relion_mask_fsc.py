@@ -32,6 +32,11 @@ def write(path: Path, volume: Tensor) -> None:
         file.voxel_size = PIXEL_SIZE
 
 
+def say(line: str) -> None:
+    """The figure beside its test in the log (`pytest -rA`)."""
+    print(line)  # noqa: T201
+
+
 def three_lobes() -> Tensor:
     """Density of three unlike soft lobes off the centre, peak 1."""
     return (
@@ -63,7 +68,7 @@ def test_soft_mask_is_that_of_relion_mask_create(
     ours = soft_mask(base, threshold=0.21, dilation_radius_px=dilation, soft_padding_width_px=padding)
     worst = float((ours - theirs).abs().max())
     record_property("worst_voxel_difference", worst)
-    print(f"mask, dilation {dilation} px, padding {padding} px: worst voxel difference {worst:.1e}")
+    say(f"mask, dilation {dilation} px, padding {padding} px: worst voxel difference {worst:.1e}")
     assert 0.02 < float(theirs.mean()) < 0.5
     assert worst < 1e-6  # worst seen 6e-8, one rounding step; a distance from the wrong set errs by 0.1
 
@@ -78,7 +83,9 @@ class Postprocess:
         texture = 1.0 + 4.0 * torch.randn(density.shape, generator=generator)
         signal = gaussian_filter(texture * density, sigma=PIXEL_SIZE, pixel_size=PIXEL_SIZE)
         signal = signal / signal[density > 0.3].std()
-        self.half_a, self.half_b = (signal + torch.randn(density.shape, generator=generator) for _ in range(2))
+        self.half_a, self.half_b = (
+            signal + torch.randn(density.shape, generator=generator) for _ in range(2)
+        )
         self.mask = soft_edge(density > 0.21, 4.0)
         for name in ("half_a", "half_b", "mask"):
             write(folder / f"{name}.mrc", getattr(self, name))
@@ -102,31 +109,33 @@ def test_curves_are_those_of_relion_postprocess(
     relion: Callable[..., str], tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     case = Postprocess(relion, tmp_path)
-    runs = [case.run(seed) for seed in range(1, 13)]
+    runs = [case.run(seed) for seed in range(1, 41)]
     theirs, general = runs[0]
     generator = torch.Generator().manual_seed(11)
     draws = [
         five_curves(
             case.half_a, case.half_b, case.mask, pixel_size=PIXEL_SIZE, generator=generator, randomisations=1
         )
-        for _ in range(24)
+        for _ in range(60)
     ]
     ours = draws[0]
 
     # what does not depend on random numbers
     assert ours.randomised_from == round(BOX_SIZE * PIXEL_SIZE / float(str(general["rlnRandomiseFrom"])))
     assert 4 <= ours.randomised_from <= 12
-    for name, limit in (("none", 2e-5), ("tight", 1e-5)):  # worst seen 5e-6 and 1e-6: the file's six decimals
+    for name, limit in (("none", 2e-5), ("tight", 1e-5)):  # worst seen 5e-6 and 5e-7: the file's six decimals
         worst = float((getattr(ours, name) - theirs[name])[1:].abs().max())
         record_property(f"worst_difference_{name}", worst)
-        print(f"FSC {name}: worst difference to RELION {worst:.1e}")
+        say(f"FSC {name}: worst difference to RELION {worst:.1e}")
         assert worst < limit
     correction = corrected_fsc(theirs["tight"], theirs["randomised"], randomised_from=ours.randomised_from)
     assert float((correction - theirs["corrected"])[1:].abs().max()) < 1e-5
     resolution = relion_resolution(correction, box_size=BOX_SIZE, pixel_size=PIXEL_SIZE)
     assert resolution == pytest.approx(float(str(general["rlnFinalResolution"])), abs=1e-5)
 
-    # what does: means over RELION's seeds and our draws, beside the scatter of those means
+    # What does: means over 40 of RELION's seeds and 60 of our draws, in shells where those means are known
+    # well enough to tell. Seen: randomised 0.008 in 21 of 32 shells (0.023 in all, where the standard error
+    # is 0.011), corrected 0.006 in all 32.
     for name in ("randomised", "corrected"):
         their_draws = torch.stack([curves[name] for curves, _ in runs])
         our_draws = torch.stack([getattr(curves, name) for curves in draws])
@@ -137,10 +146,11 @@ def test_curves_are_those_of_relion_postprocess(
         worst, everywhere = float(difference[settled].max()), float(difference[1:].max())
         count, of = int(settled.sum()), settled.numel() - 1
         record_property(f"worst_difference_{name}", worst)
-        print(
+        say(
             f"FSC {name}: worst difference of the means {worst:.3f} in the {count} of {of} shells where its "
             f"standard error is below 0.007, {everywhere:.3f} in all"
         )
-        print("DBG", name, error[1:].numpy().round(3).tolist(), difference[1:].numpy().round(3).tolist(), ours.randomised_from)
         assert count > of / 2
         assert worst < 0.02
+        # elsewhere no more than chance allows: worst seen 2.1 standard errors
+        assert bool((difference[1:] < 4.5 * error[1:] + 0.001).all())

@@ -74,10 +74,9 @@ def test_fsc_of_signal_and_independent_noise_is_snr_over_one_plus_snr(
     expected = expected / (1.0 + expected)
     spread = fsc_sd(expected, effective_samples(torch.ones(box_size, box_size, box_size)))
     deviation = (torch.stack(draws).mean(dim=0) - expected) / spread * math.sqrt(len(draws))
-    # in units of the predicted SD: worst seen WORST; a shell off by one is wrong by OFFBY
-    print("DBG2", deviation[2:].abs().max(), deviation[2:].std(), ((torch.stack(draws).mean(dim=0) - expected.roll(1)) / spread * math.sqrt(len(draws)))[2:].abs().max())
+    # in units of the predicted SD: worst seen 2.6; a shell off by one is wrong by 8.6
     assert float(deviation[2:].abs().max()) < 4.5
-    assert 0.6 < float(deviation[2:].std()) < 1.5
+    assert 0.6 < float(deviation[2:].std()) < 1.6
 
 
 def test_fsc_of_alike_opposite_and_empty_volumes(generator: torch.Generator) -> None:
@@ -94,7 +93,7 @@ def test_fsc_of_independent_noise_scatters_about_zero_as_predicted(generator: to
     samples = effective_samples(torch.ones(32, 32, 32))
     draws = torch.stack([fsc(noise(32, generator), noise(32, generator)) for _ in range(60)])
     scaled = (draws * torch.sqrt(2.0 * samples))[:, 3:]
-    # whole box: N_eff = 2 pi s^2 coefficients per shell; seen mean 0.00, SD 1.01
+    # whole box: N_eff = 2 pi s^2 coefficients per shell; seen mean 0.03, SD 1.04
     assert abs(float(scaled.mean())) < 0.1
     assert 0.9 < float(scaled.std()) < 1.1
 
@@ -127,20 +126,18 @@ def test_phantom_halves_against_servalcat(shared_data: Path) -> None:
         for name in names
     )
     table = np.loadtxt(folder / "phantom_servalcat_fsc.txt", skiprows=2)
-    shells = slice(3, 32)  # the table's first row merges shells 1 and 2; row r holds shell r + 2
+    shells = slice(3, 31)  # row r holds shell r + 2; by their counts the first and last rows merge two shells
     for half_pair, column in (((half_a, half_b), 2), ((half_a * mask, half_b * mask), 3)):
-        theirs = torch.from_numpy(table[1:30, column])
-        # servalcat counts both members of every Friedel pair; RELION, and so we, only half of those off the
-        # plane x = 0. Worst seen with its weights 0.0016 unmasked and 0.0005 masked, with ours 0.0060 and XXX
+        theirs = torch.from_numpy(table[1:29, column])
+        # servalcat weighs all of Fourier space alike; RELION, and so we, count the plane x = 0 double.
+        # Worst seen with its weights 0.0015 unmasked and 0.0004 masked, with ours 0.0059 and 0.0075
         torch.testing.assert_close(full_transform_fsc(*half_pair)[shells], theirs, rtol=0, atol=0.002)
-        torch.testing.assert_close(fsc(*half_pair)[shells], theirs, rtol=0, atol=0.008)
-        print("DBG3", (full_transform_fsc(*half_pair)[shells]-theirs).abs().max(), (fsc(*half_pair)[shells]-theirs).abs().max())
+        torch.testing.assert_close(fsc(*half_pair)[shells], theirs, rtol=0, atol=0.01)
 
     generator = torch.Generator().manual_seed(1)
     curves = five_curves(half_a, half_b, mask, pixel_size=5.0, generator=generator, randomisations=10)
-    difference = (curves.corrected[shells] - torch.from_numpy(table[1:30, 6])).abs()
-    print("DBG", difference.max(), difference.mean())
-    # one draw there, ten here, and the mask is small: seen worst 0.061, mean 0.019; the draws scatter by 0.04
+    difference = (curves.corrected[shells] - torch.from_numpy(table[1:29, 6])).abs()
+    # one draw there, ten here, and the mask is small: seen worst 0.047, mean 0.019; the draws scatter by 0.04
     assert float(difference.max()) < 0.12
     assert float(difference.mean()) < 0.03
 
@@ -162,7 +159,7 @@ def test_correction_and_resolution_of_a_real_postprocess_file(shared_data: Path)
     ours = corrected_fsc(masked, randomised, randomised_from=22)
     torch.testing.assert_close(
         ours, corrected, rtol=0, atol=3e-6
-    )  # six decimals in the file; worst seen 1.7e-6
+    )  # six decimals in the file; worst seen 1.4e-6
     resolution = relion_resolution(ours, box_size=box_size, pixel_size=7.5)
     assert resolution == pytest.approx(16.363636, abs=1e-6) == float(general["rlnFinalResolution"])
     finer = crossing(ours, 0.143, box_size=box_size, pixel_size=7.5)
@@ -266,7 +263,7 @@ def test_hard_mask_invents_fsc_and_the_correction_removes_it(generator: torch.Ge
         for width in (0.0, 17.0)
     )
     assert hard.randomised_from in (11, 12)  # the band limit lies at shell 10.7
-    # seen: unmasked 0.00, tight 0.48, randomised 0.48, corrected 0.00; soft: 0.02, 0.02, 0.00
+    # seen: unmasked 0.00, tight 0.41, randomised 0.40, corrected 0.01; soft: 0.00 throughout
     assert abs(fsc_area(hard.none, **empty)) < 0.02
     assert fsc_area(hard.tight, **empty) > 0.3
     assert abs(fsc_area(hard.corrected, **empty)) < 0.1
@@ -369,6 +366,7 @@ def test_area_sd_predicts_the_scatter_of_the_area(
         curves.append(fsc((signal + noise(32, generator)) * mask, (signal + noise(32, generator)) * mask))
     observed = float(torch.tensor([fsc_area(curve, **band) for curve in curves]).std())
     predicted = area_sd(torch.stack(curves).mean(dim=0), mask, **band)
+    # seen 0.88 to 1.00: the area's formula holds, though a single shell scatters 0.6 to 0.8 times its own
     measured_share = float(effective_samples(mask)[16] / (2 * math.pi * 16**2))
     assert measured_share == pytest.approx(share, rel=0.25)
     assert observed / predicted == pytest.approx(1.0, abs=0.25)

@@ -281,7 +281,9 @@ def write_particles(
         table[label] = [_shortest(value) for value in values.tolist()]
     blocks: dict[str, Any] = {}
     if particles.optics_table is not None:
-        blocks["optics"] = particles.optics_table
+        known = {"rlnImageSize": str(particles.box_size), "rlnImageDimensionality": "2"}
+        absent = {label: text for label, text in known.items() if label not in particles.optics_table}
+        blocks["optics"] = particles.optics_table.assign(**absent)  # RELION stops where these are absent
     blocks[particles.block] = table
     text: str = starfile.to_string(blocks, na_rep="nan")
     with replacing(path) as temporary:

@@ -1,1 +1,1 @@
-"""What belongs to a study as a whole: the comparison of its runs and the report."""
+"""What is above one job: the store its stages share, the sweep it belongs to, the comparison of a sweep's jobs."""

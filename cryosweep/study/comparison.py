@@ -178,6 +178,9 @@ class Run:
         device: in words.
         inputs: path to SHA-256.
         notes: what the job told its user.
+        seconds: wall time.
+        cpu_seconds: processor time.
+        command: that runs this point again, as the job recorded it; empty where it did not.
     """
 
     folder: Path
@@ -195,6 +198,9 @@ class Run:
     device: str = ""
     inputs: Mapping[str, str] = field(default_factory=dict[str, str])
     notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    command: str = ""
 
     @property
     def is_finished(self) -> bool:
@@ -310,6 +316,9 @@ def load_run(folder: Path) -> Run:
             device=str(record["device"]),
             inputs={str(k): str(v) for k, v in record["inputs"].items()},
             notes=tuple(str(note) for note in record["notes"]),
+            seconds=float(record["seconds"]),
+            cpu_seconds=float(record["cpu_seconds"]),
+            command=str(record.get("command", "")),
         )
     except KeyError as missing:
         raise ValueError(
@@ -352,14 +361,14 @@ def compare(runs: Sequence[Run]) -> Comparison:
     independent. Runs on the same particles are not, so it is usually too wide, and it is not a paired test.
 
     Raises:
-        ValueError: no run finished, two share a name, or they were scored under different masks.
+        ValueError: no run finished, two that did share a name, or they were scored under different masks.
     """
     finished = sorted((run for run in runs if run.is_finished), key=lambda run: -run.summary[SCORE])
     failed = tuple(run for run in runs if not run.is_finished)
     if not finished:
         reasons = "; ".join(f"{run.name}: {run.reason}" for run in failed) or "none were given"
         raise ValueError(f"no finished run to compare ({reasons})")
-    _check_names(runs)
+    _check_names(finished)
     _check_one_ruler(finished)
     swept, fixed = _swept_keys(runs)
     noise = 1.96 * math.sqrt(2.0) * max(run.summary[SCORE_SD] for run in finished)

@@ -1,0 +1,200 @@
+"""How good a refinement is: FSC under its own and under the scoring mask, and, where known, against truth.
+
+Every curve is taken from unfiltered half-maps of one full-box reconstruction at the poses in question.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from cryosweep.reconstruction import HalfMaps
+from cryosweep.resolution import FscCurves, area_sd, band_shells, crossing, five_curves, fsc, fsc_area
+from cryosweep.simulate import (
+    Domain,
+    DomainTruth,
+    FrameChange,
+    align_frames,
+    pose_errors,
+    truth_in_frame,
+)
+
+OWN_CURVES = ("none", "spherical", "loose", "tight", "corrected")
+
+
+@dataclass(frozen=True)
+class Ruler:
+    """What every job of a sweep is measured with.
+
+    Attributes:
+        mask: (d, d, d) the frozen scoring mask.
+        first_shell: of the FSC area's band.
+        last_shell: of the FSC area's band.
+        randomisations: phase randomisations averaged for a corrected curve.
+        seed: of the random phases.
+    """
+
+    mask: Tensor
+    first_shell: int
+    last_shell: int
+    randomisations: int
+    seed: int
+
+
+def make_ruler(
+    mask: Tensor,
+    *,
+    pixel_size: float,
+    band_low: float,
+    band_high: float | None,
+    randomisations: int,
+    seed: int,
+) -> Ruler:
+    """A ruler whose band runs from `band_low` to `band_high` Å (default: 0.95 of Nyquist).
+
+    Raises:
+        ValueError: the band does not fit the box.
+    """
+    nyquist = 2.0 * pixel_size
+    high = nyquist / 0.95 if band_high is None else band_high
+    first, last = band_shells(
+        band_low, high, box_size=int(mask.shape[-1]), pixel_size=pixel_size
+    )
+    return Ruler(mask, first, last, randomisations, seed)
+
+
+@dataclass(frozen=True)
+class Score:
+    """Curves of one pair of half-maps: under a mask of its own, and under the ruler's."""
+
+    own: FscCurves
+    frozen: FscCurves
+
+    def summary(self, ruler: Ruler) -> dict[str, float]:
+        """Crossings in Å and FSC areas, by metric name."""
+        box = {"box_size": self.own.box_size, "pixel_size": self.own.pixel_size}
+        found: dict[str, float] = {}
+        for name in OWN_CURVES:
+            curve = getattr(self.own, name)
+            found[f"resolution/own_{name}_0143"] = crossing(curve, 0.143, **box)
+            found[f"resolution/own_{name}_05"] = crossing(curve, 0.5, **box)
+        frozen = self.frozen.tight
+        found["resolution/frozen_0143"] = crossing(frozen, 0.143, **box)
+        found["resolution/frozen_05"] = crossing(frozen, 0.5, **box)
+        found["resolution/frozen_corrected_0143"] = crossing(self.frozen.corrected, 0.143, **box)
+        found["fsc_area/own"] = _area(self.own.tight, ruler)
+        found["fsc_area/frozen"] = _area(frozen, ruler)
+        found["fsc_area/frozen_corrected"] = _area(self.frozen.corrected, ruler)
+        found["fsc_area/frozen_sd"] = area_sd(
+            frozen, ruler.mask, first_shell=ruler.first_shell, last_shell=ruler.last_shell
+        )
+        return found
+
+
+def score(half_maps: HalfMaps, mask: Tensor, ruler: Ruler) -> Score:
+    """Score half-maps (d, d, d) under `mask` and under the ruler's."""
+    curves: list[FscCurves] = []
+    for each in (mask, ruler.mask):
+        generator = torch.Generator(device=each.device).manual_seed(ruler.seed)
+        curves.append(
+            five_curves(
+                *half_maps.pair,
+                each,
+                pixel_size=half_maps.pixel_size,
+                generator=generator,
+                randomisations=ruler.randomisations,
+            )
+        )
+    return Score(*curves)
+
+
+def start_summary(start: Tensor, ruler: Ruler, *, box_size: int, pixel_size: float) -> dict[str, float]:
+    """Metrics of the curve (n_shells,) that the starting half-maps have under the ruler's mask."""
+    return {
+        "start/resolution_frozen_0143": crossing(start, 0.143, box_size=box_size, pixel_size=pixel_size),
+        "start/fsc_area_frozen": _area(start, ruler),
+    }
+
+
+def masked_fsc(half_maps: HalfMaps, mask: Tensor) -> Tensor:
+    """(n_shells,) FSC of half-maps under a mask."""
+    return fsc(*(half * mask for half in half_maps.pair))
+
+
+def _area(curve: Tensor, ruler: Ruler) -> float:
+    return fsc_area(curve, first_shell=ruler.first_shell, last_shell=ruler.last_shell)
+
+
+@dataclass(frozen=True)
+class TruthScore:
+    """A map and its poses against the truth of one simulated domain.
+
+    Attributes:
+        curve: (n_shells,) FSC of the combined map with the true density under the ruler's mask.
+        rotation_error: (n,) degrees.
+        shift_error: (n,) Å, of the domain's projected centre of mass.
+        frame: rigid change of frame that was taken out.
+    """
+
+    curve: Tensor
+    rotation_error: Tensor
+    shift_error: Tensor
+    frame: FrameChange
+
+    def summary(self, ruler: Ruler, *, box_size: int, pixel_size: float) -> dict[str, float]:
+        """Metrics by name, without the prefix that says whose they are."""
+        return {
+            "resolution_05": crossing(self.curve, 0.5, box_size=box_size, pixel_size=pixel_size),
+            "fsc_area": _area(self.curve, ruler),
+            "rotation_error_median": float(self.rotation_error.median()),
+            "rotation_error_p90": float(self.rotation_error.quantile(0.9)),
+            "shift_error_median": float(self.shift_error.median()),
+        }
+
+
+def score_against_truth(
+    half_maps: HalfMaps,
+    rotations: Tensor,
+    shifts: Tensor,
+    *,
+    domain: Domain,
+    truth: DomainTruth,
+    ruler: Ruler,
+) -> TruthScore:
+    """Compare half-maps (d, d, d) and the poses (n, 3, 3), (n, 2) Å they were made at with the truth.
+
+    The true density is rendered in the refinement's frame, after the one rigid change of frame that every
+    local refinement is free to make.
+    """
+    poses = truth.poses
+    centre = domain.centre_of_mass
+    frame = align_frames(rotations, shifts, poses.rotations, poses.shifts, point=centre)
+    rotation_error, shift_error = pose_errors(
+        rotations, shifts, poses.rotations, poses.shifts, frame=frame, point=centre
+    )
+    box_size = int(ruler.mask.shape[-1])
+    density = truth_in_frame(domain, frame, box_size=box_size, pixel_size=half_maps.pixel_size)
+    combined = half_maps.half_a + half_maps.half_b
+    curve = fsc(combined * ruler.mask, density.to(combined) * ruler.mask)
+    return TruthScore(curve, rotation_error, shift_error, frame)
+
+
+def curve_table(score: Score, start: Tensor, truth: TruthScore | None, start_truth: TruthScore | None) -> pd.DataFrame:
+    """Every curve as a column, one row a shell."""
+    columns: dict[str, Tensor] = {
+        "frequency": score.own.frequency,
+        **{f"own_{name}": getattr(score.own, name) for name in (*OWN_CURVES[:-1], "randomised", "corrected")},
+        "frozen": score.frozen.tight,
+        "frozen_randomised": score.frozen.randomised,
+        "frozen_corrected": score.frozen.corrected,
+        "start_frozen": start,
+    }
+    if truth is not None and start_truth is not None:
+        columns |= {"truth": truth.curve, "start_truth": start_truth.curve}
+    table = pd.DataFrame({name: curve.cpu().numpy() for name, curve in columns.items()})
+    table.insert(0, "shell", np.arange(len(table)))
+    return table

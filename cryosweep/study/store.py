@@ -1,0 +1,116 @@
+"""Results of stages, kept under the hash of everything they depend on, and made once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+
+
+def digest_file(path: Path) -> str:
+    """sha256 of the bytes of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Store:
+    """A folder of stage results: `root/<stage>/<key>/` with the files of the stage and `manifest.json`.
+
+    Many processes may use it at once. A result appears whole or not at all.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def get(
+        self,
+        stage: str,
+        version: int,
+        parameters: Mapping[str, object],
+        inputs: Sequence[str],
+        make: Callable[[Path], None],
+    ) -> Path:
+        """The folder of a result; if there is none yet, `make` fills it.
+
+        While one process makes a result the others that ask for it wait.
+
+        Args:
+            stage: name of the stage, also of its folder.
+            version: raise it when the stage changes what it makes.
+            parameters: everything the result depends on besides `inputs`; numbers, text, lists, mappings.
+            inputs: digests of the inputs, for example of `digest_file` or keys of other results.
+            make: writes the files of the result into the empty folder it is given.
+
+        Raises:
+            TypeError: a parameter is not a plain value.
+            ValueError: a parameter is not a finite number.
+        """
+        identity = {
+            "stage": stage,
+            "version": version,
+            "parameters": dict(parameters),
+            "inputs": list(inputs),
+        }
+        canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        key = hashlib.sha256(canonical.encode()).hexdigest()
+        folder = self.root / stage / key
+        if _is_whole(folder):
+            log.info("%s: already there (%s)", stage, key[:12])
+            return folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(Path(f"{folder}.lock"), stage):
+            if _is_whole(folder):
+                return folder
+            # Under the lock nobody else writes here, so what lies about is of a process that was killed.
+            for remnant in [folder, *folder.parent.glob(f"{key}.making.*")]:
+                shutil.rmtree(remnant, ignore_errors=True)
+            began = time.monotonic()
+            made = Path(tempfile.mkdtemp(prefix=f"{key}.making.", dir=folder.parent))
+            try:
+                make(made)
+                manifest = {
+                    **identity,
+                    "key": key,
+                    "made": datetime.now(UTC).isoformat(timespec="seconds"),
+                    "seconds": round(time.monotonic() - began, 3),
+                    "files": sorted(str(path.relative_to(made)) for path in made.rglob("*") if path.is_file()),
+                }
+                (made / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+                made.chmod(0o755)  # mkdtemp keeps others out, who may share the store
+                os.replace(made, folder)
+            finally:
+                shutil.rmtree(made, ignore_errors=True)
+            log.info("%s: made in %.1f s (%s)", stage, time.monotonic() - began, key[:12])
+        return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    return (folder / MANIFEST).is_file()
+
+
+@contextmanager
+def _alone(path: Path, stage: str) -> Iterator[None]:
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("%s: another process is making it; waiting", stage)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,65 @@
+"""Marker files of Chimera and ChimeraX."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cryosweep.io import read_marker
+
+
+def marker_file(folder: Path, *markers: str) -> Path:
+    path = folder / "fulcrum.cmm"
+    path.write_text('<marker_set name="fulcrum">\n' + "\n".join(markers) + "\n</marker_set>\n")
+    return path
+
+
+def test_real_form(shared_data):
+    assert read_marker(shared_data / "markers" / "fulcrum_example_handmade.cmm") == (249.5, 250.1, 253.3)
+
+
+@given(position=st.tuples(*[st.floats(-1e4, 1e4)] * 3))
+def test_any_position_is_read_back(tmp_path_factory, position):
+    x, y, z = position
+    path = marker_file(tmp_path_factory.mktemp("m"), f'<marker id="7" z="{z!r}" x="{x!r}" y="{y!r}"/>')
+    assert read_marker(path) == position
+
+
+def test_notes_frames_links_and_markers_without_a_place_are_passed_over(tmp_path):
+    path = marker_file(
+        tmp_path,
+        '<marker id="1" x="nan" y="nan" z="nan" radius="1"/>',
+        '<marker id="2" x="1.5" y="-2" z="3e1" note="neck" frame="4" r="1" g="1" b="0" radius="1"/>',
+        '<link id1="1" id2="2" r="1" g="1" b="0" radius="0.5"/>',
+    )
+    assert read_marker(path) == (1.5, -2.0, 30.0)
+
+
+def test_sets_of_markers_are_searched(tmp_path):
+    path = tmp_path / "sets.cmm"
+    path.write_text(
+        '<marker_sets><marker_set name="a"/><marker_set name="b"><marker id="1" x="1" y="2" z="3"/></marker_set>'
+        "</marker_sets>"
+    )
+    assert read_marker(path) == (1.0, 2.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("markers", "message"),
+    [
+        ((), "holds 0 with a position;"),
+        (('<marker id="1" x="nan" y="0" z="0"/>',), r"holds 0 with a position and 1 without one \(nan\)"),
+        (
+            ('<marker id="1" x="1" y="2" z="3"/>', '<marker id="2" x="4" y="5" z="6"/>'),
+            r"holds 2 with a position \(\(1, 2, 3\); \(4, 5, 6\)\)",
+        ),
+        (('<marker id="5" x="1" y="2"/>',), "marker 5 needs numbers x, y and z"),
+        (('<marker id="5" x="1" y="2" z="three"/>',), "marker 5 needs numbers x, y and z"),
+        (("<marker",), "not a marker file"),
+    ],
+)
+def test_refusals_say_what_is_there(tmp_path, markers, message):
+    with pytest.raises(ValueError, match=message) as refusal:
+        read_marker(marker_file(tmp_path, *markers))
+    assert "fulcrum.cmm" in str(refusal.value)

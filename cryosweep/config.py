@@ -487,8 +487,8 @@ def _nyquist_faults(config: JobConfig, limits: Sequence[tuple[str, float | None]
         return []
     nyquist = 2.0 * config.data.pixel_size
     return [
-        f"{key}={value:g}: lies beyond Nyquist ({nyquist:g} Å at data.pixel_size={config.data.pixel_size:g} Å);"
-        f" give {nyquist:g} Å or more"
+        f"{key}={value:g}: lies beyond Nyquist; at data.pixel_size={config.data.pixel_size:g} Å "
+        f"give {nyquist:g} Å or more"
         for key, value in limits
         if value is not None and 0.0 < value < nyquist
     ]

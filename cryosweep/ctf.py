@@ -43,7 +43,9 @@ class Optics:
 
     def to(self, *, dtype: torch.dtype, device: torch.device | str) -> Optics:
         """The same optics with another dtype, on another device."""
-        moved = {field.name: getattr(self, field.name).to(device=device, dtype=dtype) for field in fields(self)}
+        moved = {
+            field.name: getattr(self, field.name).to(device=device, dtype=dtype) for field in fields(self)
+        }
         return Optics(**moved)
 
 

@@ -121,23 +121,26 @@ def log_likelihood_quadratic(
     b = rotations.shape[0]
     model, gradient = slices_with_gradient(reference, rotations, plane)
     centred = images * shift_phase(plane, shifts_px).conj()
-    target = torch.stack([centred.real, centred.imag], dim=1)
-    residual = target - weights[:, None] * model
-    value = (model * (target + residual)).sum(dim=(1, 2))
+    residual = centred - weights * model
+    value = (_flat(model) * _flat(centred + residual)).sum(dim=1)
 
     # rotation: dS/d delta = g x k with g the gradient in the view frame and k = (kx, ky, 0)
-    view = torch.bmm(rotations, gradient.reshape(b, 3, -1)).reshape(b, 3, 2, -1)
-    kx, ky = plane.k.unbind(-1)
-    jacobian = view.new_empty(b, 5, 2, plane.k.shape[0])
+    view = torch.bmm(rotations, gradient)
+    kx, ky = plane.k.mT.repeat_interleave(2, dim=1)
+    jacobian = view.new_empty(b, 5, view.shape[-1])
     torch.mul(view[:, 2], -ky, out=jacobian[:, 0])
     torch.mul(view[:, 2], kx, out=jacobian[:, 1])
     torch.addcmul(view[:, 0] * ky, view[:, 1], kx, value=-1, out=jacobian[:, 2])
     # shift: -2 pi i k / n times S
-    turned = torch.stack([model[:, 1], -model[:, 0]], dim=1) * (2.0 * math.pi / plane.box_size)
+    turned = _flat(model * (-2j * math.pi / plane.box_size))
     torch.mul(turned, kx, out=jacobian[:, 3])
     torch.mul(turned, ky, out=jacobian[:, 4])
 
-    flat = jacobian.reshape(b, 5, -1)
-    slope = 2.0 * torch.bmm(flat, residual.reshape(b, -1, 1)).squeeze(-1)
-    weighted = (jacobian * weights[:, None, None]).reshape(b, 5, -1)
-    return Quadratic(value, slope, 2.0 * torch.bmm(weighted, flat.mT))
+    slope = 2.0 * torch.bmm(jacobian, _flat(residual)[..., None]).squeeze(-1)
+    weighted = jacobian * weights.repeat_interleave(2, dim=1)[:, None]
+    return Quadratic(value, slope, 2.0 * torch.bmm(weighted, jacobian.mT))
+
+
+def _flat(samples: Tensor) -> Tensor:
+    """(b, 2 K) real and imaginary parts in turn of (b, K) complex samples."""
+    return torch.view_as_real(samples).reshape(samples.shape[0], -1)

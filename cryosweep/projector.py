@@ -23,18 +23,13 @@ from cryosweep.fourier import (
     shift_phase,
 )
 
-# Rows of all 8 corners are read 2-5 times faster than 8 scattered corners, at 8 times the memory: worth it
-# while the table stays below this many bytes (measured by benchmarks/kernels.py).
-PACKED_TABLE_LIMIT = 512 * 2**20
-
 
 @dataclass(frozen=True)
 class Reference:
     """A map's transform, ready to be sliced.
 
     Attributes:
-        table: (side^3, 2) real and imaginary parts, or (side^3, 16) with all 8 corners of the cell that
-            starts at each point (z, y, x, part), on a cube indexed z, y, x with the origin in the middle.
+        table: (side^3,) complex, a cube indexed z, y, x with the origin in the middle.
         side: points along an edge, odd.
         pad: points per shell.
         box_size: px of the map and its slices.
@@ -44,6 +39,14 @@ class Reference:
     side: int
     pad: int
     box_size: int
+
+    def up_to(self, max_shell: int) -> Reference:
+        """The part that serves slices up to `max_shell`; small cubes stay in cache."""
+        side = cube_side(max_shell, self.pad)
+        if side >= self.side:
+            return self
+        cube = self.table.reshape(self.side, self.side, self.side)
+        return Reference(crop_centre(cube, side, dims=3).reshape(-1), side, self.pad, self.box_size)
 
 
 def interpolation_envelope(box_size: int, pad: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -73,16 +76,8 @@ def make_reference(volume: Tensor, *, max_shell: int | None = None, pad: int = 2
     """`volume` (d, d, d) made ready for slices up to `max_shell` (default: the last shell below Nyquist)."""
     n = int(volume.shape[-1])
     last = (n - 1) // 2 if max_shell is None else min(max_shell, (n - 1) // 2)
-    cube = torch.view_as_real(transform_cube(volume, max_shell=last, pad=pad).contiguous())
-    side = int(cube.shape[0])
-    if side**3 * 16 * cube.element_size() > PACKED_TABLE_LIMIT:
-        return Reference(cube.reshape(side**3, 2), side, pad, n)
-    table = cube.new_zeros(side, side, side, 2, 2, 2, 2)
-    for z in (0, 1):
-        for y in (0, 1):
-            for x in (0, 1):
-                table[: side - z, : side - y, : side - x, z, y, x] = cube[z:, y:, x:]
-    return Reference(table.reshape(side**3, 16), side, pad, n)
+    cube = transform_cube(volume, max_shell=last, pad=pad)
+    return Reference(cube.reshape(-1), int(cube.shape[0]), pad, n)
 
 
 def _cells(plane: HalfPlane, rotations: Tensor, *, side: int, pad: int) -> tuple[Tensor, Tensor]:
@@ -96,13 +91,17 @@ def _cells(plane: HalfPlane, rotations: Tensor, *, side: int, pad: int) -> tuple
 
 
 def _corners(reference: Reference, index: Tensor) -> Tensor:
-    """(2, 2, 2, 2, N) values at the corners (z, y, x) of each cell, real and imaginary part."""
-    if reference.table.shape[1] == 16:
-        return reference.table.index_select(0, index).mT.contiguous().reshape(2, 2, 2, 2, -1)
-    side = reference.side
-    offsets = [z * side * side + y * side + x for z in (0, 1) for y in (0, 1) for x in (0, 1)]
-    rows = [reference.table.index_select(0, index + offset).mT for offset in offsets]
-    return torch.stack(rows).reshape(2, 2, 2, 2, -1)
+    """(2, 2, 2, 2 N) values at the corners z, y, x of each cell, real and imaginary parts in turn.
+
+    Eight gathers of whole complex numbers, kept interleaved: no other layout that was tried needs fewer
+    passes over memory, and sums over samples do not care about the order (docs/performance.md).
+    """
+    side, table = reference.side, reference.table
+    corners = table.new_empty(8, index.shape[0])
+    for i, corner in enumerate(corners):
+        offset = ((i >> 2) * side + (i >> 1 & 1)) * side + (i & 1)
+        torch.index_select(table, 0, index + offset, out=corner)
+    return torch.view_as_real(corners).reshape(2, 2, 2, -1)
 
 
 def slices(reference: Reference, rotations: Tensor, plane: HalfPlane) -> Tensor:
@@ -116,12 +115,13 @@ def slices(reference: Reference, rotations: Tensor, plane: HalfPlane) -> Tensor:
     Returns:
         (b, K) complex transform of the unshifted projections.
     """
-    index, w = _cells(plane, rotations, side=reference.side, pad=reference.pad)
+    index, position = _cells(plane, rotations, side=reference.side, pad=reference.pad)
+    x, y, z = position.repeat_interleave(2, dim=1)
     corners = _corners(reference, index)
-    along_x = torch.lerp(corners[:, :, 0], corners[:, :, 1], w[0])
-    along_y = torch.lerp(along_x[:, 0], along_x[:, 1], w[1])
-    value = torch.lerp(along_y[0], along_y[1], w[2])
-    return torch.complex(value[0], value[1]).reshape(rotations.shape[0], -1)
+    along_x = torch.lerp(corners[:, :, 0], corners[:, :, 1], x)
+    along_y = torch.lerp(along_x[:, 0], along_x[:, 1], y)
+    value = torch.lerp(along_y[0], along_y[1], z)
+    return torch.view_as_complex(value.reshape(rotations.shape[0], -1, 2))
 
 
 def slices_with_gradient(reference: Reference, rotations: Tensor, plane: HalfPlane) -> tuple[Tensor, Tensor]:
@@ -135,29 +135,29 @@ def slices_with_gradient(reference: Reference, rotations: Tensor, plane: HalfPla
         plane: K samples.
 
     Returns:
-        value (b, 2, K), real and imaginary part; gradient (b, 3, 2, K) by x, y, z of the map frame, per
-        integer frequency.
+        value (b, K) complex; gradient (b, 3, 2 K) by x, y, z of the map frame, per integer frequency, real
+        and imaginary parts in turn.
     """
-    index, w = _cells(plane, rotations, side=reference.side, pad=reference.pad)
+    index, position = _cells(plane, rotations, side=reference.side, pad=reference.pad)
+    x, y, z = position.repeat_interleave(2, dim=1)
     c = _corners(reference, index)
     step_x = c[:, :, 1] - c[:, :, 0]
-    value_x = torch.addcmul(c[:, :, 0], w[0], step_x)
+    value_x = torch.addcmul(c[:, :, 0], x, step_x)
     step_y = value_x[:, 1] - value_x[:, 0]
-    value_y = torch.addcmul(value_x[:, 0], w[1], step_y)
-    step_xy = torch.addcmul(step_x[:, 0], w[1], step_x[:, 1] - step_x[:, 0])
+    value_y = torch.addcmul(value_x[:, 0], y, step_y)
+    step_xy = torch.addcmul(step_x[:, 0], y, step_x[:, 1] - step_x[:, 0])
     step_z = value_y[1] - value_y[0]
-    value = torch.addcmul(value_y[0], w[2], step_z)
+    value = torch.addcmul(value_y[0], z, step_z)
+    batch = rotations.shape[0]
     gradient = torch.stack(
         [
-            torch.addcmul(step_xy[0], w[2], step_xy[1] - step_xy[0]),
-            torch.addcmul(step_y[0], w[2], step_y[1] - step_y[0]),
-            step_z,
-        ]
+            torch.addcmul(step_xy[0], z, step_xy[1] - step_xy[0]).reshape(batch, -1),
+            torch.addcmul(step_y[0], z, step_y[1] - step_y[0]).reshape(batch, -1),
+            step_z.reshape(batch, -1),
+        ],
+        dim=1,
     )
-    batch = rotations.shape[0]
-    value = value.reshape(2, batch, -1).movedim(1, 0)
-    gradient = gradient.reshape(3, 2, batch, -1).permute(2, 0, 1, 3) * reference.pad
-    return value, gradient
+    return torch.view_as_complex(value.reshape(batch, -1, 2)), gradient * reference.pad
 
 
 @dataclass(frozen=True)

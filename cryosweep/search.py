@@ -153,8 +153,8 @@ def plan_search(
     vectors = rotation_grid(space.rotation_extent, rotation_step, dtype=dtype, device=device)
     shifts = shift_grid(space.shift_extent_px, period_px / 4.0, dtype=dtype, device=device)
     middle = round(math.sqrt(coarse_shell * band_shell))
-    stages = [Stage(coarse_shell, 4, 3), Stage(middle, 2, 3), Stage(band_shell, 1, 4)]
-    return SearchPlan(coarse_shell, vectors, shifts, tuple(stages))
+    stages = (Stage(coarse_shell, 4, 3), Stage(middle, 2, 3), Stage(band_shell, 1, 4))
+    return SearchPlan(coarse_shell, vectors, shifts, stages)
 
 
 def residual_shift(poses: Poses, anchor: Poses, lever_px: Tensor) -> Tensor:
@@ -236,8 +236,8 @@ def search_poses(
         plan: grid and pyramid.
     """
     starts = _coarse_starts(
-        reference, plane.up_to(plan.coarse_shell), images=images, weights=weights, anchor=anchor,
-        space=space, plan=plan, keep=plan.stages[0].starts - 1,
+        reference.up_to(plan.coarse_shell), plane.up_to(plan.coarse_shell), images=images, weights=weights,
+        anchor=anchor, space=space, plan=plan, keep=plan.stages[0].starts - 1,
     )  # fmt: skip
     hypotheses = Poses(
         torch.cat([current.rotations[:, None], starts.rotations], dim=1),
@@ -250,8 +250,8 @@ def search_poses(
             rows = torch.arange(best.shape[0], device=best.device)[:, None]
             hypotheses = Poses(result.poses.rotations[rows, best], result.poses.shifts_px[rows, best])
         result = _polish(
-            reference, plane.up_to(stage.shell), images=images, weights=weights, anchor=anchor,
-            hypotheses=hypotheses, space=space, iterations=stage.iterations,
+            reference.up_to(stage.shell), plane.up_to(stage.shell), images=images, weights=weights,
+            anchor=anchor, hypotheses=hypotheses, space=space, iterations=stage.iterations,
         )  # fmt: skip
     assert result is not None, "a plan has at least one stage"
     return SearchResult(

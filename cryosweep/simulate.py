@@ -69,8 +69,6 @@ ASTIGMATISM = 100.0  # Å, standard deviation of half the difference of the two 
 SPECTRA_LIMIT = 512 * 2**20  # bytes of half-plane samples held at once
 ROBUST_ITERATIONS = 30
 
-Progress = Callable[[int, int], None]
-
 
 @dataclass(frozen=True)
 class Domain:
@@ -166,7 +164,7 @@ class SimulationSettings:
             ),
             (
                 0 < self.defocus_min <= self.defocus_max < math.inf,
-                f"defocus_min={self.defocus_min}, defocus_max={self.defocus_max} must be above 0, in order",
+                f"defocus_min={self.defocus_min} Å must lie between 0 and defocus_max={self.defocus_max} Å",
             ),
             (10 <= self.voltage <= 1000, f"voltage={self.voltage} kV must lie between 10 and 1000"),
             (
@@ -263,6 +261,11 @@ class FrameChange:
 
     rotation: Tensor
     shift: Tensor
+
+    @classmethod
+    def none(cls) -> FrameChange:
+        """The two frames are one."""
+        return cls(torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64))
 
 
 # ---- the complex ----
@@ -392,7 +395,7 @@ def simulate(
     folder: Path,
     *,
     device: torch.device | str,
-    progress: Progress | None = None,
+    advance: Callable[[int], None] | None = None,
     chunk_size: int = 64,
 ) -> SimulatedData:
     """Simulate particles and write them, with the truth about them, into a folder.
@@ -405,7 +408,7 @@ def simulate(
         settings: what to simulate.
         folder: made if absent; files of an earlier simulation are replaced.
         device: where images are computed; the random numbers do not depend on it.
-        progress: called with the number of images done and their total.
+        advance: called with the number of images done since the last call.
         chunk_size: images computed at once; the result does not depend on it.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -420,7 +423,7 @@ def simulate(
         stack_path, count=settings.particles, box_size=settings.box_size, pixel_size=settings.pixel_size
     ) as stack:
         signal_variance = _write_signal(
-            stack, structure, poses, optics, settings, torch.device(device), chunk_size, progress
+            stack, structure, poses, optics, settings, torch.device(device), chunk_size, advance
         )
         noise_variance = signal_variance / settings.snr
         _add_noise(stack, noise_variance, settings.pixel_size, generator, chunk_size)
@@ -503,7 +506,7 @@ def _write_signal(
     settings: SimulationSettings,
     device: torch.device,
     chunk_size: int,
-    progress: Progress | None,
+    advance: Callable[[int], None] | None,
 ) -> float:
     """Fill the stack with noise-free images; returns their variance (they have zero mean)."""
     plane = half_plane(settings.box_size, dtype=torch.float32, device=device)
@@ -518,8 +521,8 @@ def _write_signal(
             images = images_of_spectrum(spectra[places.to(device)] * transfer.float(), plane).cpu()
             power[index] = images.double().square().mean(dim=(1, 2))
             stack[int(index[0]) : int(index[-1]) + 1] = images.numpy()
-            if progress is not None:
-                progress(int(index[-1]) + 1, settings.particles)
+            if advance is not None:
+                advance(len(index))
     return float(power.mean())
 
 
@@ -595,7 +598,7 @@ def _write_maps(structure: Structure, settings: SimulationSettings, folder: Path
     for name in DOMAINS:
         volume = truth_in_frame(
             structure.domains[name],
-            _no_change(),
+            FrameChange.none(),
             box_size=settings.box_size,
             pixel_size=settings.pixel_size,
         )
@@ -713,7 +716,7 @@ def pose_errors(
         shifts: (n, 2) Å, refined.
         true_rotations: (n, 3, 3).
         true_shifts: (n, 2) Å.
-        frame: from `align_frames`, or none at all for poses in the true frame.
+        frame: from `align_frames`.
         point: (3,) Å in the true map frame, the domain's centre of mass.
 
     Returns:
@@ -749,10 +752,6 @@ def truth_in_frame(domain: Domain, frame: FrameChange, *, box_size: int, pixel_s
         pixel_size=pixel_size,
         centre=torch.zeros(3, dtype=torch.float64),
     )
-
-
-def _no_change() -> FrameChange:
-    return FrameChange(torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64))
 
 
 def _apply(rotations: Tensor, points: Tensor) -> Tensor:

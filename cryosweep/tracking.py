@@ -9,7 +9,7 @@ import math
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,7 +32,7 @@ PARAMS_PER_BATCH = 100
 SECONDS_BEFORE_SENDING = 5.0
 
 # On these a write-ahead log breaks: its index is shared memory, which other machines do not see.
-NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "fuse", "9p", "afs")
+NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "fuse", "9p")
 
 
 class TrackingError(RuntimeError):
@@ -99,7 +99,8 @@ class JsonLinesTracker:
         """Begin a new file."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text("")
-        self._write(event="start", params={key: _plain(value) for key, value in params.items()}, tags=dict(tags))
+        plain = {key: _plain(value) for key, value in params.items()}
+        self._write(event="start", params=plain, tags=dict(tags))
 
     def metrics(self, values: Mapping[str, float], *, step: int = 0) -> None:
         """One line for all values."""
@@ -226,10 +227,7 @@ class MLflowTracker:
         self._waiting += [
             Metric(key, float(value), now, step) for key, value in values.items() if math.isfinite(value)
         ]
-        if (
-            len(self._waiting) >= METRICS_PER_BATCH
-            or time.monotonic() - self._sent >= SECONDS_BEFORE_SENDING
-        ):
+        if len(self._waiting) >= METRICS_PER_BATCH or time.monotonic() - self._sent >= SECONDS_BEFORE_SENDING:
             self._send()
 
     def curve(self, name: str, values: Sequence[float]) -> None:
@@ -286,7 +284,7 @@ def prepare_store(uri: str, study: str) -> str:
     Raises:
         TrackingError: the store cannot be reached or written, or the experiment was deleted there.
     """
-    file = _sqlite_file(uri)
+    file = sqlite_file(uri)
     if file is None:
         with _store_errors(uri):
             return _experiment(uri, study, artifacts=None)
@@ -339,7 +337,7 @@ def _client(uri: str) -> MlflowClient:
 
 
 @contextmanager
-def _store_errors(uri: str) -> Iterator[None]:
+def _store_errors(uri: str) -> Generator[None]:
     """Turn what MLflow raises when a store is out of reach into one line that says what to do."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -358,7 +356,8 @@ def _cannot_use(uri: str, error: Exception) -> str:
     )
 
 
-def _sqlite_file(uri: str) -> Path | None:
+def sqlite_file(uri: str) -> Path | None:
+    """The file of a sqlite store; None for any other store."""
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
 
 
@@ -395,7 +394,7 @@ def ordered_params(config: Mapping[str, object], swept: Mapping[str, object]) ->
 
 
 def run_name(swept: Mapping[str, object]) -> str:
-    """Short name of a job: `dilation_radius=7 soft_padding_width=16`; a key is shortened if that is unique."""
+    """Short name of a job: `dilation_radius=7 soft_padding_width=16`; keys cut short where that is unique."""
     last = [key.rsplit(".", 1)[-1] for key in swept]
     names = [short if last.count(short) == 1 else key for key, short in zip(swept, last, strict=True)]
     return " ".join(f"{name}={value}" for name, value in zip(names, swept.values(), strict=True))

@@ -39,8 +39,8 @@ def test_notes_frames_links_and_markers_without_a_place_are_passed_over(tmp_path
 def test_sets_of_markers_are_searched(tmp_path):
     path = tmp_path / "sets.cmm"
     path.write_text(
-        '<marker_sets><marker_set name="a"/><marker_set name="b"><marker id="1" x="1" y="2" z="3"/></marker_set>'
-        "</marker_sets>"
+        '<marker_sets><marker_set name="a"/><marker_set name="b">'
+        '<marker id="1" x="1" y="2" z="3"/></marker_set></marker_sets>'
     )
     assert read_marker(path) == (1.0, 2.0, 3.0)
 

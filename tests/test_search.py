@@ -53,8 +53,8 @@ def scene(generator):
 def run(scene, where, current=None):
     reference, plane, anchor, _, images, weights = scene
     plan = plan_search(
-        where, coarse_shell=4, band_shell=12, box_size=BOX, mask_radius_px=9.0, dtype=torch.float64,
-        device=torch.device("cpu"),
+        where, coarse_shell=4, band_shell=12, box_size=BOX, mask_radius_px=9.0,
+        dtype=torch.float64, device=torch.device("cpu"),
     )  # fmt: skip
     return search_poses(
         reference, plane, images=images, weights=weights, anchor=anchor,

@@ -635,11 +635,11 @@ def _find_stacks(
     if missing:
         looked = f"{star_folder} and the folders above it" if image_folder is None else f"{image_folder}"
         raise ValueError(
-            f"{path}: image stack {names[missing[0]]} was not found"
-            + (f" (nor {len(missing) - 1} others)" if len(missing) > 1 else "")
-            + f", which {int(rows[missing].sum())} of {int(rows.sum())} rows need; looked in {looked}. Set "
-            "data.image_folder to the folder that the paths in rlnImageName start from, or that holds the "
-            "stacks."
+            f"{path}: image stack {names[missing[0]]} "
+            + (f"and {len(missing) - 1} more were" if len(missing) > 1 else "was")
+            + f" not found, which {int(rows[missing].sum())} of {int(rows.sum())} rows need; looked in "
+            f"{looked}. Set data.image_folder to the folder that the paths in rlnImageName start from, or "
+            "that holds the stacks."
         )
     return tuple(stacks)
 

@@ -61,9 +61,7 @@ def make_ruler(
     """
     nyquist = 2.0 * pixel_size
     high = nyquist / 0.95 if band_high is None else band_high
-    first, last = band_shells(
-        band_low, high, box_size=int(mask.shape[-1]), pixel_size=pixel_size
-    )
+    first, last = band_shells(band_low, high, box_size=int(mask.shape[-1]), pixel_size=pixel_size)
     return Ruler(mask, first, last, randomisations, seed)
 
 
@@ -183,7 +181,9 @@ def score_against_truth(
     return TruthScore(curve, rotation_error, shift_error, frame)
 
 
-def curve_table(score: Score, start: Tensor, truth: TruthScore | None, start_truth: TruthScore | None) -> pd.DataFrame:
+def curve_table(
+    score: Score, start: Tensor, truth: TruthScore | None, start_truth: TruthScore | None
+) -> pd.DataFrame:
     """Every curve as a column, one row a shell."""
     columns: dict[str, Tensor] = {
         "frequency": score.own.frequency,

@@ -563,8 +563,9 @@ def _headline(
             "Every other run is lower by more than that, but with one run per point it stays a candidate."
         )
     caution = (
-        "The bar is a formula for single runs that takes them as independent; it is not a paired test. "
-        "Runs with other half-set seeds would turn a candidate into a result."
+        "The bar is a formula for single runs that takes them as independent; it is not a paired test, and "
+        f"the highest of {len(runs)} owes something to luck. Other half-set seeds would turn a candidate "
+        "into a result."
     )
     return bar, verdict, caution
 

@@ -22,8 +22,8 @@ import plotly.graph_objects as go
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from plotly.offline import get_plotlyjs
 from plotly import subplots
+from plotly.offline import get_plotlyjs
 
 from cryosweep.diagnostics import (
     BLACK,
@@ -51,6 +51,7 @@ from cryosweep.study.comparison import (
     Effect,
     Run,
     cell,
+    short_key,
     show,
     value_order,
 )
@@ -64,22 +65,24 @@ RUN_COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY_BLUE, GREY)
 START = "start"
 # Images beyond this many would make the page heavier than mail and browsers like.
 MOST_IMAGES = 60
+LEGEND_ABOVE = {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0.0}
 
 
 class CurveType(NamedTuple):
-    """A kind of FSC curve: its column of `fsc.csv`, that of the start, its name and its dash."""
+    """A kind of FSC curve: its column of `fsc.csv`, that of the start, its name, its dash (also in words)."""
 
     column: str
     start_column: str | None
     name: str
     dash: str
+    look: str
 
 
 CURVE_TYPES = (
-    CurveType("frozen", "start_frozen", "half maps, scoring mask", "solid"),
-    CurveType("own_tight", None, "half maps, own mask", "dash"),
-    CurveType("own_corrected", None, "half maps, own mask, corrected", "dot"),
-    CurveType("truth", "start_truth", "against the true map", "longdashdot"),
+    CurveType("frozen", "start_frozen", "half maps, scoring mask", "solid", "solid"),
+    CurveType("own_tight", None, "half maps, own mask", "dash", "dashed"),
+    CurveType("own_corrected", None, "half maps, own mask, corrected", "dot", "dotted"),
+    CurveType("truth", "start_truth", "against the true map", "dashdot", "dash-dotted"),
 )
 
 
@@ -106,6 +109,7 @@ def _content(comparison: Comparison) -> dict[str, object]:
     figures = dict(_figures(comparison, scoring_mask, colours))
     return {
         "comparison": comparison,
+        "short_key": short_key,
         "plotly": get_plotlyjs(),
         "figures": {name: _safe_json(figure) for name, figure in figures.items()},
         "facts": _facts(comparison, scoring_mask),
@@ -224,7 +228,7 @@ def _ranked(comparison: Comparison) -> list[tuple[str, Run]]:
 def _style(figure: Any, *, height: int) -> go.Figure:
     figure.update_layout(
         height=height,
-        margin={"l": 70, "r": 30, "t": 50, "b": 60},
+        margin={"l": 70, "r": 30, "t": 60, "b": 60},
         paper_bgcolor="white",
         plot_bgcolor="white",
         font={"family": "system-ui, sans-serif", "size": 13, "color": "#222"},
@@ -260,9 +264,11 @@ def _fsc_figure(comparison: Comparison, nyquist: float, colours: dict[str, str])
             frequency = table["frequency"].to_numpy(dtype=float)
             resolution = ["∞" if f == 0.0 else f"{1.0 / f:.2f}" for f in frequency]
             figure.add_scatter(
-                x=frequency, y=np.round(table[column].to_numpy(dtype=float), 4), mode="lines", showlegend=False,
-                line={"color": colour, "width": 1.8, "dash": kind.dash}, customdata=resolution, name=label,
-                meta={"run": label, "type": kind.column}, visible=kind.column == CURVE_TYPES[0].column,
+                x=frequency, y=np.round(table[column].to_numpy(dtype=float), 4), mode="lines",
+                showlegend=False,
+                line={"color": colour, "width": 1.8, "dash": kind.dash}, customdata=resolution,
+                name=label, meta={"run": label, "type": kind.column},
+                visible=kind.column == CURVE_TYPES[0].column,
                 hovertemplate=f"{label}<br>{kind.name}<br>%{{customdata}} Å: %{{y:.3f}}<extra></extra>",
             )  # fmt: skip
     for level in (0.143, 0.5):
@@ -307,7 +313,7 @@ def _truth_figure(comparison: Comparison) -> go.Figure:
     figure.update_xaxes(title="resolution (Å); left is better", rangemode="tozero")
     figure.update_yaxes(autorange="reversed", automargin=True)
     _style(figure, height=170 + 26 * len(labels))
-    figure.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0.0})
+    figure.update_layout(legend=LEGEND_ABOVE)
     return figure
 
 
@@ -335,7 +341,7 @@ def _effect_figure(comparison: Comparison, key: str) -> go.Figure:
     figure.update_xaxes(type="category", categoryorder="array", categoryarray=order)
     figure.update_xaxes(title=key, row=len(scores), col=1)
     _style(figure, height=110 + 240 * len(scores))
-    figure.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0.0})
+    figure.update_layout(legend=LEGEND_ABOVE)
     return figure
 
 
@@ -378,8 +384,8 @@ def _grid_figure(comparison: Comparison) -> go.Figure:
         text = [["" if math.isnan(value) else f"{value:.3f}" for value in line] for line in grid]
         figure.add_heatmap(
             x=columns, y=rows, z=grid, text=text, texttemplate="%{text}", colorscale="Cividis",
-            hoverongaps=False,
-            showscale=False, row=1, col=number, hovertemplate=f"{across} %{{x}}<br>{up} %{{y}}<br>%{{z:.3f}}<extra></extra>",
+            hoverongaps=False, showscale=False, row=1, col=number,
+            hovertemplate=f"{across} %{{x}}<br>{up} %{{y}}<br>%{{z:.3f}}<extra></extra>",
         )  # fmt: skip
     figure.update_xaxes(type="category", title=across)
     figure.update_yaxes(type="category", title=up)
@@ -406,24 +412,28 @@ def _pose_figure(comparison: Comparison, colours: dict[str, str]) -> go.Figure:
         vertical_spacing=min(36.0 / height, 0.9 / max(len(ranked) - 1, 1)),
     )  # fmt: skip
     for col, (column, name, _, unit) in enumerate(kinds, start=1):
-        ends = [float(table[column].max()) for table in poses]
+        ends = [float(table[column].to_numpy(dtype=float).max()) for table in poses]
         ends += [limit for pair in extents if (limit := pair[col - 1]) is not None]
         edges = np.linspace(0.0, 1.03 * max(ends), 41)
+        counts = [np.histogram(table[column].to_numpy(dtype=float), edges)[0] for table in poses]
+        shares = [100.0 * count / max(count.sum(), 1) for count in counts]
+        top = 1.05 * max(float(share.max()) for share in shares)
         middles = np.round(0.5 * (edges[1:] + edges[:-1]), 3)
-        for row, ((_, run), table, pair) in enumerate(zip(ranked, poses, extents, strict=True), start=1):
-            counts, _ = np.histogram(table[column].to_numpy(dtype=float), edges)
+        for row, ((_, run), share, pair) in enumerate(zip(ranked, shares, extents, strict=True), start=1):
             figure.add_bar(
-                x=middles, y=100.0 * counts / max(len(table), 1), marker={"color": colours[run.name]},
+                x=middles, y=np.round(share, 3), marker={"color": colours[run.name]},
                 width=float(edges[1]) * 0.95, showlegend=False, row=row, col=col,
                 hovertemplate=f"%{{x:.1f}}{unit}: %{{y:.1f}} %<extra></extra>",
             )  # fmt: skip
             limit = pair[col - 1]
             if limit is not None:
-                line = {"color": BLACK, "width": 1.5, "dash": "dash"}
-                figure.add_vline(x=limit, line=line, row=row, col=col)
+                figure.add_scatter(
+                    x=[limit, limit], y=[0.0, top], mode="lines", showlegend=False, hoverinfo="skip",
+                    line={"color": BLACK, "width": 1.5, "dash": "dash"}, row=row, col=col,
+                )  # fmt: skip
         figure.update_xaxes(range=[0.0, float(edges[-1])], col=col)
         figure.update_xaxes(title=name, row=len(ranked), col=col)
-        figure.update_yaxes(title="%", col=col, rangemode="tozero", nticks=4)
+        figure.update_yaxes(title="%", col=col, range=[0.0, top], nticks=4)
     _style(figure, height=height + 60)
     figure.update_annotations(font={"size": 12})
     return figure
@@ -466,7 +476,8 @@ def _cuts(volume: Array, centre: tuple[int, ...], window: tuple[slice, ...]) -> 
 
 
 def _png(cuts: Sequence[Array], outline: Sequence[Array], pixel_size: float, low: float, high: float) -> str:
-    figure = Figure(figsize=(6.0, 2.35), dpi=100, layout="constrained")
+    figure = Figure(figsize=(6.0, 2.25), dpi=100)
+    figure.subplots_adjust(left=0.005, right=0.995, bottom=0.01, top=0.9, wspace=0.03)
     panels = np.asarray(figure.subplots(1, 3))
     for axes, cut, cover, name in zip(panels, cuts, outline, ("xy", "xz", "yz"), strict=True):
         height, width = cut.shape

@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -87,15 +86,19 @@ class Store:
                     "key": key,
                     "made": datetime.now(UTC).isoformat(timespec="seconds"),
                     "seconds": round(time.monotonic() - began, 3),
-                    "files": sorted(str(path.relative_to(made)) for path in made.rglob("*") if path.is_file()),
+                    "files": sorted(str(path.relative_to(made)) for path in _files(made)),
                 }
                 (made / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
                 made.chmod(0o755)  # mkdtemp keeps others out, who may share the store
-                os.replace(made, folder)
+                made.replace(folder)
             finally:
                 shutil.rmtree(made, ignore_errors=True)
             log.info("%s: made in %.1f s (%s)", stage, time.monotonic() - began, key[:12])
         return folder
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 def _is_whole(folder: Path) -> bool:
@@ -103,7 +106,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 @contextmanager
-def _alone(path: Path, stage: str) -> Iterator[None]:
+def _alone(path: Path, stage: str) -> Generator[None]:
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)

@@ -1,0 +1,377 @@
+"""The command line: compose, validate, run, track."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cryosweep import __version__, commands
+from cryosweep.commands import say
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from cryosweep.composition import Plan
+    from cryosweep.config import JobConfig
+    from cryosweep.tracking import Status, Tracker
+
+log = logging.getLogger(__name__)
+
+TRACEBACK = "CRYOSWEEP_TRACEBACK"
+
+# Exit states besides 0: jobs failed or a command could not do its work; the command line was refused; Ctrl-C.
+FAILED, REFUSED, INTERRUPTED = 1, 2, 130
+
+RUN_EXAMPLES = """examples:
+  cryosweep run experiment=demo
+  cryosweep run -m mask.dilation_radius=0,7,14 fulcrum=mask_centre,box_centre
+  cryosweep run data=relion data.star=run_data.star mask_base=consensus study=first_look"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command `cryosweep`; returns its exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    parsed, extra = _parser().parse_known_args(given)
+    unknown = [word for word in extra if word.startswith("-") or "overrides" not in parsed]
+    if unknown:
+        sys.stderr.write(f"cryosweep: unknown argument {unknown[0]}; see cryosweep {parsed.command} --help\n")
+        return REFUSED
+    if "overrides" in parsed:
+        parsed.overrides += extra  # argparse stops collecting them at the first option in between
+    try:
+        return int(parsed.function(parsed))
+    except KeyboardInterrupt:
+        sys.stderr.write("cryosweep: stopped by Ctrl-C\n")
+        return INTERRUPTED
+    except (ValueError, OSError, RuntimeError) as error:
+        if os.environ.get(TRACEBACK) == "1":
+            raise
+        sys.stderr.write(f"cryosweep {parsed.command}: {error}\n")
+        return REFUSED if type(error).__name__ == "ConfigFaults" else FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cryosweep",
+        description="Parameter sweeps of cryo-EM local refinement, compared on one ruler.",
+        epilog="example:\n  cryosweep run experiment=demo\n\n`cryosweep COMMAND --help` explains a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"cryosweep {__version__}")
+    parsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, help, function in (
+        ("run", "run one job, or with -m a sweep of jobs", run),
+        ("check", "say what would be refused and what would be run, and run nothing", check),
+    ):
+        command = parsers.add_parser(name, help=help, add_help=False)
+        command.add_argument("overrides", nargs="*", default=[])
+        command.add_argument("-h", "--help", nargs="?", const="", default=None)
+        command.add_argument("-m", "--multirun", action="store_true")
+        command.add_argument("--config-dir", type=Path, action="append", default=[])
+        command.add_argument("--cfg", choices=["job"])
+        command.set_defaults(function=function)
+    commands.add_parsers(parsers)
+    return parser
+
+
+def _help(parsed: argparse.Namespace) -> int:
+    """The help of `run` and `check`: the groups, or the commented files of one group."""
+    from cryosweep.composition import conf_folder, describe_groups, describe_options
+
+    roots = [conf_folder(), *parsed.config_dir]
+    if parsed.help:
+        say(describe_options(parsed.help, roots))
+        return 0
+    what = {"run": "Run one job, or with -m one job for each point of a sweep."}.get(
+        parsed.command, "Say what `cryosweep run` would refuse and what it would run; nothing is started."
+    )
+    say(f"""usage: cryosweep {parsed.command} [-m] [--config-dir DIR] [GROUP=OPTION | KEY=VALUE ...]
+
+{what}
+
+{RUN_EXAMPLES.replace("cryosweep run", f"cryosweep {parsed.command}")}
+
+options:
+  -m               sweep: every combination of values such as mask.threshold=0.1,0.2 is a job
+  --config-dir DIR more options of groups, in a folder laid out like conf/
+  --cfg job        print the configuration (of the first job) and stop
+  --help GROUP     the options of one group with every key, its unit and its value
+
+groups, their options (* is taken if none is named) and keys, written GROUP.KEY=VALUE:
+{describe_groups(roots)}
+  {"(top)":<11} study seed output_dir""")
+    return 0
+
+
+def _plan(parsed: argparse.Namespace) -> Plan:
+    """Everything checked that can be checked before work starts.
+
+    Raises:
+        ConfigFaults: with all that was found, ready to print.
+    """
+    from cryosweep import job
+    from cryosweep.composition import ConfigFaults, conf_folder, make_plan
+    from cryosweep.study.sweep import RUN_FILE, SWEEP_FILE
+
+    log.info("configuration files: %s", conf_folder())
+    try:
+        plan = make_plan(parsed.overrides, multirun=parsed.multirun, config_folders=parsed.config_dir)
+        found = [fault for config in plan.jobs for fault in job.check_job(config)]
+        if any((plan.folder / name).exists() for name in (RUN_FILE, SWEEP_FILE)):
+            key = "hydra.sweep.dir" if plan.multirun else "hydra.run.dir"
+            found.append(f"{key}={plan.folder}: holds results already; give another folder")
+        if found:
+            raise ConfigFaults(found)
+        return plan
+    except ConfigFaults as faults:
+        count = "1 fault" if len(faults.found) == 1 else f"{len(faults.found)} faults"
+        lines = "\n".join(f"  - {fault}" for fault in faults.found)
+        raise ConfigFaults([f"{count} in the configuration, nothing was started:\n{lines}"]) from faults
+
+
+def check(parsed: argparse.Namespace) -> int:
+    """Print what would be refused, or what would be run."""
+    if parsed.help is not None:
+        return _help(parsed)
+    plan = _plan(parsed)
+    if parsed.cfg:
+        return _print_config(plan)
+    jobs = "1 job" if len(plan.jobs) == 1 else f"{len(plan.jobs)} jobs"
+    say(f"nothing to refuse\n{jobs}: {plan.expansion}\nresults would go to {plan.folder}")
+    return 0
+
+
+def _print_config(plan: Plan) -> int:
+    from omegaconf import OmegaConf
+
+    say(OmegaConf.to_yaml(OmegaConf.structured(plan.jobs[0])).rstrip())
+    return 0
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Run the jobs through Hydra; the state of each is in its `run.json`, that of a sweep in `sweep.json`."""
+    if parsed.help is not None:
+        return _help(parsed)
+    plan = _plan(parsed)
+    if parsed.cfg:
+        return _print_config(plan)
+    import hydra
+
+    from cryosweep.composition import VERSION_BASE, conf_folder
+
+    # Hydra reads the command line itself, and would turn exceptions into its own messages and exit status.
+    sys.argv = ["cryosweep", *plan.arguments, *(["--multirun"] if plan.multirun else [])]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    start = hydra.main(version_base=VERSION_BASE, config_path=str(conf_folder()), config_name="config")(
+        run_one
+    )
+    if not plan.multirun:
+        start()
+        return _conclude_run(plan.folder)
+    try:
+        start()
+    except BaseException as end:
+        # Also when a launcher gives up: what the jobs finished is worth its comparison.
+        _conclude_sweep(plan.folder, interrupted=isinstance(end, KeyboardInterrupt))
+        raise
+    return _conclude_sweep(plan.folder, interrupted=False)
+
+
+def _conclude_run(folder: Path) -> int:
+    from cryosweep.study.sweep import RUN_FILE, read_json
+
+    record = read_json(folder / RUN_FILE)
+    say(f"{record['status']}: {folder}")
+    return 0 if record["status"] == "FINISHED" else FAILED
+
+
+def _conclude_sweep(folder: Path, *, interrupted: bool) -> int:
+    """Print the comparison and what failed; close the sweep if it was left open."""
+    from cryosweep.study.sweep import SWEEP_FILE, TABLE_FILE, close_sweep, read_sweep
+
+    if not (folder / SWEEP_FILE).is_file():
+        say(f"FAILED: the sweep was not opened, so there is nothing to compare: {folder}")
+        return FAILED
+    book = read_sweep(folder)
+    if book["status"] == "RUNNING":
+        book = close_sweep(folder, interrupted=interrupted)
+    jobs: list[dict[str, Any]] = book["jobs"]
+    if (folder / TABLE_FILE).is_file():
+        say((folder / TABLE_FILE).read_text(encoding="utf-8"))
+    if book["comparison_error"]:
+        say(f"no comparison: {book['comparison_error']}")
+    failed = [job for job in jobs if job["status"] != "FINISHED"]
+    for job in failed:
+        say(f"{job['status']}: job {job['job']} ({job['name']}): {job['error']}")
+    expected = book["jobs_expected"] or len(jobs)
+    say(f"{book['status']}: {len(jobs) - len(failed)} of {expected} jobs finished: {folder}")
+    return 0 if book["status"] == "FINISHED" and not book["comparison_error"] else FAILED
+
+
+def run_one(composed: DictConfig) -> dict[str, float] | None:
+    """One job, called by Hydra in whatever process the launcher chose.
+
+    A job that fails says so in its record, in its tracked run and in `traceback.txt`, and returns None: the
+    other points of the sweep go on.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    from cryosweep.study.sweep import record_run
+    from cryosweep.tracking import run_name
+
+    hydra_config = HydraConfig.get()
+    folder = Path(hydra_config.runtime.output_dir)
+    in_sweep = str(hydra_config.mode).endswith("MULTIRUN")
+    number = hydra_config.job.num if in_sweep else None
+    swept = _swept_values(composed, hydra_config.runtime.choices)
+    config: JobConfig = OmegaConf.to_object(composed)  # pyright: ignore[reportAssignmentType]
+    OmegaConf.save(composed, folder / "config.yaml", resolve=True)
+    record_run(
+        folder,
+        name=run_name(swept) or folder.name,
+        study=config.study,
+        job=folder.name,
+        status="RUNNING",
+        stop_reason="",
+        seed=config.seed,
+        swept=swept,
+        versions={"cryosweep": __version__},
+        device="",
+        inputs={},
+        notes=[],
+    )
+    tracker: Tracker | None = None
+    try:
+        tracker = _start_tracker(config, folder, swept, in_sweep=in_sweep)
+        tracker.artifact(folder / "config.yaml")
+        summary = _work(config, folder, tracker, number=number, launcher=hydra_config.launcher._target_)
+        tracker.metrics(summary)
+        tracker.finish("FINISHED")
+        record_run(folder, status="FINISHED")
+        return summary
+    except Exception as error:
+        log.error("failed: %s", error, exc_info=os.environ.get(TRACEBACK) == "1")
+        _fail(tracker, folder, "FAILED", error)
+        return None
+    except BaseException as interruption:
+        _fail(tracker, folder, "KILLED", interruption)
+        raise
+
+
+def _work(
+    config: JobConfig, folder: Path, tracker: Tracker, *, number: int | None, launcher: str
+) -> dict[str, float]:
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    from cryosweep import job
+    from cryosweep.progress import make_progress
+
+    _spread_over_devices(config, number)
+    progress = make_progress(alone=number is None or launcher.endswith("BasicLauncher"))
+    with logging_redirect_tqdm():
+        try:
+            return job.run_job(config, folder, tracker, progress)
+        finally:
+            progress.finish()
+
+
+def _spread_over_devices(config: JobConfig, number: int | None) -> None:
+    """With several GPUs give each job of a sweep one of them in turn: launchers do not."""
+    import torch
+
+    count = torch.cuda.device_count()
+    if number is not None and count > 1 and config.compute.device in ("auto", "cuda"):
+        config.compute.device = f"cuda:{number % count}"
+
+
+def _start_tracker(
+    config: JobConfig, folder: Path, swept: Mapping[str, object], *, in_sweep: bool
+) -> Tracker:
+    """JSON lines in the run folder, and unless it is switched off a run in the MLflow store.
+
+    Raises:
+        TrackingError: the store cannot be used, or this job of a sweep has no parent run to belong to.
+    """
+    from omegaconf import OmegaConf
+
+    from cryosweep.study.sweep import EXPERIMENT, PARENT_RUN, record_run
+    from cryosweep.tracking import (
+        JsonLinesTracker,
+        MLflowTracker,
+        TrackerGroup,
+        TrackingError,
+        ordered_params,
+        prepare_store,
+        run_name,
+        store_uri,
+    )
+
+    trackers: list[Tracker] = [JsonLinesTracker(folder / "metrics.jsonl")]
+    if config.tracking.enabled:
+        uri = store_uri(config.tracking.uri, Path(config.output_dir))
+        parent = os.environ.get(PARENT_RUN) if in_sweep else None
+        experiment = os.environ.get(EXPERIMENT) if in_sweep else None
+        if in_sweep and (parent is None or experiment is None):
+            raise TrackingError(
+                f"{PARENT_RUN} is not set: this job belongs to a sweep whose parent run was not made; "
+                "start the sweep again, or set tracking.enabled=false"
+            )
+        trackers.append(
+            MLflowTracker(
+                uri,
+                prepare_store(uri, config.study) if experiment is None else experiment,
+                run_name(swept) or folder.name,
+                parent_run_id=parent,
+            )
+        )
+    plain: dict[str, object] = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)  # pyright: ignore[reportAssignmentType]
+    tags = {"cryosweep.kind": "job", "cryosweep.folder": str(folder.absolute())}
+    for tracker in trackers:
+        tracker.start(ordered_params(plain, swept), tags)
+        if isinstance(tracker, MLflowTracker):
+            # From now on the process that started the sweep can end this run if the job is killed.
+            record_run(folder, mlflow_run_id=tracker.run_id)
+    return TrackerGroup(trackers)
+
+
+def _swept_values(composed: DictConfig, choices: Mapping[str, str]) -> dict[str, object]:
+    """The values that this job has of what the sweep varies: keys, or options of groups."""
+    from omegaconf import OmegaConf
+
+    from cryosweep.study.sweep import SWEPT_KEYS
+
+    keys = os.environ.get(SWEPT_KEYS, "").split()
+    return {key: choices[key] if key in choices else OmegaConf.select(composed, key) for key in keys}
+
+
+def _fail(tracker: Tracker | None, folder: Path, status: Status, error: BaseException) -> None:
+    """Record why a job ended; what goes wrong on the way must not hide that."""
+    from cryosweep.study.sweep import record_run
+
+    trace = folder / "traceback.txt"
+    trace.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    record_run(folder, status=status, stop_reason=_reason(error))
+    if tracker is not None:
+        try:
+            tracker.artifact(trace)
+            tracker.finish(status)
+        except Exception as second:
+            log.error("the tracking store could not be told that the job ended: %s", second)
+
+
+def _reason(error: BaseException) -> str:
+    """One line; the kind of error only where its message was not written for users."""
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped by Ctrl-C"
+    message = (str(error).splitlines() or [""])[0]
+    if isinstance(error, ValueError | OSError | RuntimeError) and message:
+        return message
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__

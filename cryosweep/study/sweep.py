@@ -1,0 +1,297 @@
+"""The book of a sweep: its points, its one parent run, what became of each job, and its comparison.
+
+A sweep folder holds `sweep.json` and one run folder a job; each run folder holds `run.json`. Both are written
+from the start and say RUNNING until the end is known, so a killed sweep can be told from a finished one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, read_write
+
+from cryosweep.tracking import MLflowTracker, Status, TrackingError, prepare_store, store_uri
+
+if TYPE_CHECKING:
+    from cryosweep.study.comparison import Comparison
+
+log = logging.getLogger(__name__)
+
+SWEEP_FILE = "sweep.json"
+RUN_FILE = "run.json"
+TABLE_FILE = "report.txt"
+PAGE_FILE = "report.html"
+
+# What a job is told by the process that started the sweep, through `hydra.job.env_set`: the one way that
+# works under every launcher, because jobs compose their configuration anew from the overrides.
+PARENT_RUN = "CRYOSWEEP_PARENT_RUN"
+EXPERIMENT = "CRYOSWEEP_EXPERIMENT_ID"
+SWEPT_KEYS = "CRYOSWEEP_SWEPT"
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """What a sweep consists of.
+
+    Attributes:
+        swept: number of values of each swept key, in the order given.
+        points: the overrides of each job, one value each.
+    """
+
+    swept: dict[str, int]
+    points: tuple[tuple[str, ...], ...]
+
+    def __str__(self) -> str:
+        return " x ".join(f"{key} ({count} values)" for key, count in self.swept.items()) or "nothing swept"
+
+
+def expand(overrides: Sequence[str], params: Mapping[str, object]) -> Expansion:
+    """The points that Hydra's basic sweeper makes of `hydra.sweeper.params` and the overrides of the task.
+
+    As there, a later value of a key takes the place of an earlier one, so an override on the command line
+    replaces the sweep of an experiment file. Of a continuous interval, which only other sweepers know, the
+    start stands for the whole.
+    """
+    loader = GlobalHydra.instance().config_loader() if GlobalHydra.instance().is_initialized() else None
+    parser = OverridesParser.create(config_loader=loader)
+    lines = [f"{key}={value}" for key, value in params.items()] + list(overrides)
+    choices: dict[str, list[str]] = {}
+    swept: dict[str, int] = {}
+    for override in parser.parse_overrides(lines):
+        key = override.get_key_element()
+        value = override.value()
+        swept.pop(override.key_or_group, None)
+        if not override.is_sweep_override():
+            choices[key] = [override.input_line or ""]
+        elif isinstance(value, IntervalSweep):
+            choices[key] = [f"{key}={value.start}"]
+            swept[override.key_or_group] = 1
+        else:
+            choices[key] = [f"{key}={element}" for element in override.sweep_string_iterator()]
+            swept[override.key_or_group] = len(choices[key])
+    return Expansion(swept, tuple(product(*choices.values())))
+
+
+class SweepCallback(Callback):
+    """Opens the sweep before any job and closes it after the last; Hydra calls it in the starting process."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Make the tracking store, the parent run and `sweep.json`, and tell the jobs.
+
+        Hydra would turn an exception raised here into a warning and start the jobs as orphans; SystemExit it
+        lets pass.
+        """
+        del kwargs
+        try:
+            _open_sweep(config)
+        except (OSError, ValueError, TrackingError, HydraException) as error:
+            raise SystemExit(f"cryosweep run: the sweep was not started: {error}") from error
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Close the sweep; if this fails Hydra only warns, and the app, which checks, closes it again."""
+        del kwargs
+        close_sweep(Path(config.hydra.sweep.dir).absolute())
+
+
+def _open_sweep(config: DictConfig) -> None:
+    folder = Path(config.hydra.sweep.dir).absolute()
+    overrides: list[str] = list(config.hydra.overrides.task)
+    params: Any = OmegaConf.select(config, "hydra.sweeper.params") or {}
+    expansion = expand(overrides, params)
+    basic = str(config.hydra.sweeper._target_).endswith(".BasicSweeper")
+    book: dict[str, object] = {
+        "study": str(config.study),
+        "status": "RUNNING",
+        "started": _now(),
+        "swept": list(expansion.swept),
+        "jobs_expected": len(expansion.points) if basic else None,
+        "tracking_uri": None,
+        "experiment_id": None,
+        "parent_run_id": None,
+        "jobs": [],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {SWEPT_KEYS: " ".join(expansion.swept)}
+    if config.tracking.enabled:
+        uri = store_uri(config.tracking.uri, Path(config.output_dir))
+        parent = MLflowTracker(uri, prepare_store(uri, str(config.study)), folder.name)
+        tags = {"cryosweep.kind": "sweep", "cryosweep.folder": str(folder)}
+        parent.start({"swept": str(expansion)}, tags)
+        book |= {"tracking_uri": uri, "experiment_id": parent.experiment_id, "parent_run_id": parent.run_id}
+        environment |= {PARENT_RUN: str(parent.run_id), EXPERIMENT: parent.experiment_id}
+    _write_json(folder / SWEEP_FILE, book)
+    told = [f"++hydra.job.env_set.{name}={quoted(value)}" for name, value in environment.items()]
+    # Hydra 1.4 hands its configuration to callbacks read-only.
+    with read_write(config.hydra.overrides), read_write(config.hydra.overrides.hydra):
+        config.hydra.overrides.hydra += told
+
+
+def close_sweep(folder: Path, *, interrupted: bool = False) -> dict[str, Any]:
+    """Write down what became of the jobs, compare those that finished, and end the parent run.
+
+    A job that still says RUNNING had no time to say otherwise and is marked KILLED.
+
+    Args:
+        folder: the sweep folder.
+        interrupted: the user stopped the sweep.
+
+    Returns:
+        What `sweep.json` now holds.
+    """
+    book = read_sweep(folder)
+    for job in job_folders(folder):
+        record = read_json(job / RUN_FILE)
+        if record["status"] == "RUNNING":
+            record_run(job, status="KILLED", stop_reason="the job was stopped from outside")
+            if record.get("mlflow_run_id"):
+                run_id = str(record["mlflow_run_id"])
+                MLflowTracker(book["tracking_uri"], book["experiment_id"], "", run_id=run_id).finish("KILLED")
+    records = [(job, read_json(job / RUN_FILE)) for job in job_folders(folder)]
+    book["jobs"] = [
+        {
+            "job": record["job"],
+            "name": record["name"],
+            "folder": job.name,
+            "status": record["status"],
+            "error": None if record["status"] == "FINISHED" else record["stop_reason"],
+        }
+        for job, record in records
+    ]
+    finished = sum(record["status"] == "FINISHED" for _, record in records)
+    expected = book["jobs_expected"] or len(records)
+    status: Status = "KILLED" if interrupted else "FINISHED" if 0 < finished == expected else "FAILED"
+    if book["parent_run_id"] is not None:
+        parent = _parent(book)
+        parent.metrics({"jobs": expected, "jobs_finished": finished})
+        parent.finish(status)
+    # Written before the comparison as well: if that breaks, the state of the jobs is known all the same.
+    book |= {"status": status, "ended": _now()}
+    book["comparison_error"] = f"it broke off; `cryosweep compare {folder}` shows why"
+    _write_json(folder / SWEEP_FILE, book)
+    try:
+        write_comparison(folder)
+        log_comparison(folder, folder / PAGE_FILE)
+        book["comparison_error"] = None
+    except ValueError as error:
+        book["comparison_error"] = str(error)
+    _write_json(folder / SWEEP_FILE, book)
+    return book
+
+
+def write_comparison(folder: Path, page: Path | None = None) -> str:
+    """Compare the runs of a sweep: the table, and the page with its CSV (`page`, or in the sweep folder).
+
+    Raises:
+        ValueError: no run finished, or the runs cannot be compared.
+    """
+    from cryosweep.study.comparison import compare, load_runs, terminal_table
+    from cryosweep.study.report import write_report
+
+    page = page or folder / PAGE_FILE
+    comparison: Comparison = compare(load_runs([folder]))
+    table = terminal_table(comparison)
+    write_report(comparison, page)
+    page.with_suffix(".txt").write_text(table + "\n", encoding="utf-8")
+    return table
+
+
+def log_comparison(folder: Path, page: Path) -> None:
+    """Add the files that `write_comparison` wrote to the parent run; nothing if the sweep was not tracked."""
+    book = read_sweep(folder)
+    if book["parent_run_id"] is None:
+        return
+    parent = _parent(book)
+    for suffix in (page.suffix, ".csv", ".txt"):
+        parent.artifact(page.with_suffix(suffix))
+
+
+def _parent(book: Mapping[str, Any]) -> MLflowTracker:
+    return MLflowTracker(book["tracking_uri"], book["experiment_id"], "", run_id=book["parent_run_id"])
+
+
+def resolve_sweep(name: str, output_dir: Path) -> Path:
+    """The sweep folder that `name` means: that folder, the id of a parent run, or a study (its latest sweep).
+
+    Raises:
+        ValueError: there is no such sweep.
+    """
+    if (Path(name) / SWEEP_FILE).is_file():
+        return Path(name)
+    books = sorted(output_dir.glob(f"*/*/{SWEEP_FILE}"), key=lambda path: path.stat().st_mtime)
+    by_run = [path for path in books if read_json(path).get("parent_run_id") == name]
+    by_study = [path for path in books if path.parent.parent.name == name]
+    if by_run or by_study:
+        return (by_run or by_study)[-1].parent
+    studies = ", ".join(sorted({path.parent.parent.name for path in books})) or "none"
+    raise ValueError(
+        f"{name}: neither a sweep folder, nor the id of a parent run, nor a study with a sweep in "
+        f"{output_dir} (studies there: {studies}); give a folder with {SWEEP_FILE}, or --output-dir"
+    )
+
+
+def read_sweep(folder: Path) -> dict[str, Any]:
+    """What `sweep.json` says.
+
+    Raises:
+        ValueError: there is none, or it is not complete.
+    """
+    return read_json(folder / SWEEP_FILE)
+
+
+def job_folders(folder: Path) -> list[Path]:
+    """The run folders of a sweep, in the order of its jobs."""
+    found = [path.parent for path in folder.glob(f"*/{RUN_FILE}")]
+    return sorted(found, key=lambda path: (int(path.name) if path.name.isdigit() else math.inf, path.name))
+
+
+def record_run(folder: Path, **fields: object) -> None:
+    """Add to, or change, what `run.json` of a run folder says."""
+    path = folder / RUN_FILE
+    known = read_json(path) if path.is_file() else {}
+    _write_json(path, {**known, **fields})
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        ValueError: the file is not there or holds no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not complete JSON ({error}); it was not written to its end") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return content
+
+
+def quoted(value: str) -> str:
+    """`value` as text in Hydra's grammar of overrides, whatever characters it holds."""
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _write_json(path: Path, content: Mapping[str, object]) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

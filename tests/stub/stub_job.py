@@ -1,0 +1,23 @@
+"""A job that does no refinement: it fails, is interrupted or finishes as its configuration says."""
+
+import json
+import os
+
+
+def check_job(config):
+    """Refuses one seed, so that a test can see that jobs are asked."""
+    return ["seed=13: refused by the job"] if config.seed == 13 else []
+
+
+def run_job(config, folder, tracker, progress):
+    progress.start(2, "stub")
+    progress.advance(2)
+    if config.seed == 66:
+        raise ValueError("the stub was told to fail")
+    if config.seed == 99:
+        raise KeyboardInterrupt
+    tracker.metrics({"resolution": 10.0}, step=1)
+    tracker.curve("frozen", [1.0, 0.5, 0.1])
+    summary = {"fsc_area/frozen": 0.5, "cpu_threads": float(os.environ.get("OMP_NUM_THREADS", "0"))}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return summary

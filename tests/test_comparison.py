@@ -1,0 +1,297 @@
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cryosweep.study.comparison import (
+    COLUMNS,
+    GAIN,
+    ROTATION_ERROR,
+    SCORE,
+    SCORE_SD,
+    TIED,
+    TRUTH_SCORE,
+    Run,
+    compare,
+    load_run,
+    load_runs,
+    point_label,
+    terminal_table,
+)
+from tests.synthetic_runs import HEAD_STUDY, Point, ball_mask, write_mrc, write_study
+
+FAILURE = Point({"mask.dilation_radius": 28, "mask.soft_padding_width": 0}, error="the mask touches the box")
+
+
+@pytest.fixture(scope="module")
+def head_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("head")
+    write_study(folder, [*HEAD_STUDY, FAILURE])
+    return folder
+
+
+def variant(run: Run, name: str, swept: dict[str, object], **metrics: float) -> Run:
+    """A run like `run` at another point; its files stay those of `run`."""
+    named = {key.replace("__", "/"): value for key, value in metrics.items()}
+    return dataclasses.replace(run, name=name, swept=swept, summary={**run.summary, **named})
+
+
+def scored(run: Run, scores: dict[tuple[object, ...], float], keys: tuple[str, ...]) -> list[Run]:
+    return [
+        variant(run, str(point), dict(zip(keys, point, strict=True)), fsc_area__frozen=score)
+        for point, score in scores.items()
+    ]
+
+
+def test_load_runs_finds_runs_below_a_study_folder(head_folder: Path) -> None:
+    runs = load_runs([head_folder])
+    assert [run.job for run in runs] == [str(k) for k in range(7)]
+    assert [run.is_finished for run in runs] == [True] * 6 + [False]
+    assert runs[0].swept == {"mask.dilation_radius": 0, "mask.soft_padding_width": 0}
+    assert (runs[0].rotation_extent, runs[0].shift_extent) == (20.0, 10.0)
+    assert list(runs[0].fsc().columns[:2]) == ["shell", "frequency"]
+    assert load_run(head_folder / "003") == load_runs([head_folder / "003"])[0]
+
+
+def test_table_puts_swept_parameters_first_and_the_highest_area_on_top(head_folder: Path) -> None:
+    comparison = compare(load_runs([head_folder]))
+    table = comparison.table
+    assert list(table.columns[:3]) == ["mask.dilation_radius", "mask.soft_padding_width", SCORE]
+    assert list(table.columns[2:-1]) == [column.key for column in COLUMNS]
+    assert table[SCORE].is_monotonic_decreasing
+    assert [run.name for run in comparison.runs] == list(table.index)
+    start = comparison.runs[0].summary["start/fsc_area_frozen"]
+    assert comparison.start[SCORE] == start
+    assert np.allclose(table[GAIN], table[SCORE] - start)
+    assert [run.reason for run in comparison.failed] == ["the mask touches the box"]
+    assert any("1 of 7 runs did not finish" in warning for warning in comparison.warnings)
+
+
+def test_runs_within_the_noise_of_one_run_are_not_told_apart(head_folder: Path) -> None:
+    run = load_run(head_folder / "000")
+    sd = run.summary[SCORE_SD]
+    bar = 1.96 * math.sqrt(2.0) * sd
+    values = {(1,): 0.7, (2,): 0.7 - 0.9 * bar, (3,): 0.7 - 1.1 * bar}
+    comparison = compare(scored(run, values, ("mask.dilation_radius",)))
+    assert comparison.noise == pytest.approx(bar)
+    assert comparison.table[TIED].tolist() == [True, True, False]
+    assert comparison.headline[0].startswith("Highest FSC area: dilation_radius 1 (0.700, one run)")
+    assert comparison.headline[1] == "Not distinguishable from it here: dilation_radius 2."
+
+
+def test_a_clear_lead_stays_a_candidate_and_nobody_wins(head_folder: Path) -> None:
+    comparison = compare(
+        scored(load_run(head_folder / "000"), {(1,): 0.7, (2,): 0.4}, ("mask.dilation_radius",))
+    )
+    assert "stays a candidate" in comparison.headline[1]
+    text = terminal_table(comparison).lower()
+    assert "not a paired test" in text
+    for boast in ("winner", "best setting", "significant", "optimal"):
+        assert boast not in text
+
+
+def test_marginal_means_of_an_additive_grid_are_its_effects(head_folder: Path) -> None:
+    rows, columns = {0: 0.5, 7: 0.6, 28: 0.4}, {"soft": 0.0, "hard": 0.05}
+    scores = {(a, b): rows[a] + columns[b] for a in rows for b in columns}
+    runs = scored(load_run(head_folder / "000"), scores, ("mask.dilation_radius", "mask.edge"))
+    comparison = compare(runs)
+    assert comparison.is_full_grid
+    effects = {(e.parameter, e.value): e for e in comparison.effects if e.score == SCORE}
+    for value, base in rows.items():
+        effect = effects["mask.dilation_radius", str(value)]
+        assert (effect.n, effect.low, effect.high) == (2, base, base + 0.05)
+        assert effect.mean == pytest.approx(base + 0.025)
+        assert effect.sd == pytest.approx(0.05 / math.sqrt(2.0))
+    assert effects["mask.edge", "hard"].mean - effects["mask.edge", "soft"].mean == pytest.approx(0.05)
+    values = [
+        e.value for e in comparison.effects if e.parameter == "mask.dilation_radius" and e.score == SCORE
+    ]
+    assert values == ["0", "7", "28"]  # by size, not by spelling
+    assert "mask.dilation_radius: mean FSC area from 0.425 at 28 to 0.625 at 7" in comparison.findings[1]
+
+
+def test_an_incomplete_grid_is_pointed_out(head_folder: Path) -> None:
+    comparison = compare(load_runs([head_folder]))
+    assert not comparison.is_full_grid
+    assert any("Not every combination" in warning for warning in comparison.warnings)
+
+
+def test_parameters_with_one_value_are_not_columns(head_folder: Path) -> None:
+    run = load_run(head_folder / "000")
+    points = {(k, "ball"): 0.5 + 0.01 * k for k in range(3)}
+    comparison = compare(scored(run, points, ("mask.dilation_radius", "mask_base")))
+    assert comparison.swept == ("mask.dilation_radius",)
+    assert comparison.fixed == {"mask_base": "ball"}
+
+
+@pytest.mark.parametrize(
+    ("order", "words", "rho"), [(1, "agrees with", 1.0), (-1, "does not agree with", -1.0)]
+)
+def test_agreement_with_the_truth_is_the_rank_correlation(
+    head_folder: Path, order: int, words: str, rho: float
+) -> None:
+    run = load_run(head_folder / "000")
+    truths = np.linspace(0.3, 0.8, 6)[::order]
+    runs = [
+        variant(run, str(k), {"mask.dilation_radius": k}, fsc_area__frozen=0.3 + 0.1 * k, truth__fsc_area=t,
+                truth__rotation_error_median=10.0 * (1.0 - t))
+        for k, t in enumerate(truths)
+    ]  # fmt: skip
+    truth = compare(runs).truth
+    assert truth is not None
+    assert (truth.spearman_area, truth.spearman_rotation) == pytest.approx((rho, rho))
+    assert f"The ranking by FSC area {words} the truth" in truth.sentences[0]
+    best = [sentence for sentence in truth.sentences if "best map" in sentence]
+    assert best == (
+        ["The leader by FSC area also has the best map and the best poses by truth."]
+        if order == 1
+        else ["The best map by truth is dilation_radius 0 (truth FSC area 0.800; the leader has 0.300)."]
+    )
+
+
+def test_where_fsc_and_truth_part_both_numbers_are_given(head_folder: Path) -> None:
+    truth = compare(load_runs([head_folder])).truth
+    assert truth is not None
+    parted = [sentence for sentence in truth.sentences if sentence.startswith("FSC and truth part")]
+    assert parted == [
+        "FSC and truth part at the starting map: the half maps agree to 11.4 Å, but the map is right only to 31.5 Å.",
+        "FSC and truth part at dilation_radius 28, soft_padding_width 30: the half maps agree to 9.8 Å, but the map "
+        "is right only to 19.8 Å.",
+    ]
+
+
+def test_two_runs_are_too_few_to_rank_against_the_truth(head_folder: Path) -> None:
+    truth = compare(load_runs([head_folder / "000", head_folder / "005"])).truth
+    assert truth is not None
+    assert math.isnan(truth.spearman_area)
+    assert "too few" in truth.sentences[0]
+
+
+def test_without_truth_there_is_none_of_it(tmp_path: Path) -> None:
+    write_study(tmp_path, [dataclasses.replace(point, truth=None) for point in HEAD_STUDY[:2]])
+    comparison = compare(load_runs([tmp_path]))
+    assert comparison.truth is None
+    assert TRUTH_SCORE not in comparison.table
+    assert ROTATION_ERROR not in comparison.table
+    assert "truth" not in terminal_table(comparison)
+
+
+def test_runs_scored_under_different_masks_are_refused(tmp_path: Path) -> None:
+    write_study(tmp_path, [HEAD_STUDY[0], dataclasses.replace(HEAD_STUDY[1], scoring_radius=30.0)])
+    with pytest.raises(ValueError, match="scored under different masks"):
+        compare(load_runs([tmp_path]))
+
+
+def test_a_scoring_mask_may_differ_by_a_voxel(tmp_path: Path) -> None:
+    first, _ = write_study(tmp_path, HEAD_STUDY[:2])
+    mask = ball_mask(34.0, 14.0)
+    mask[0, 0, 0] = 1.0
+    (first / "scoring_mask.mrc").unlink()
+    write_mrc(first / "scoring_mask.mrc", mask)
+    assert len(compare(load_runs([tmp_path])).runs) == 2
+
+
+def test_unlike_starts_and_inputs_are_pointed_out(head_folder: Path) -> None:
+    run = load_run(head_folder / "000")
+    other = variant(run, "b", {"mask.dilation_radius": 9}, start__fsc_area_frozen=0.3)
+    warnings = compare([run, dataclasses.replace(other, inputs={"x": "cd"})]).warnings
+    assert any("do not share one starting point" in warning for warning in warnings)
+    assert any("checksums differ" in warning for warning in warnings)
+
+
+def test_values_of_any_kind_are_shown_as_written(head_folder: Path) -> None:
+    run = load_run(head_folder / "000")
+    swept = {"fulcrum.px": [1.0, 2, 3.5], "search.prior": None, "mask.hard": True, "mask.px": 0.1}
+    run = dataclasses.replace(run, swept=swept)
+    assert point_label(run, tuple(swept)) == "fulcrum.px (1, 2, 3.5), prior none, hard true, mask.px 0.1"
+    assert point_label(run, ()) == run.name
+
+
+@pytest.mark.parametrize("n_swept", [0, 1, 3, 9])
+def test_terminal_table_fits_120_columns_and_hides_nothing_silently(head_folder: Path, n_swept: int) -> None:
+    run = load_run(head_folder / "000")
+    keys = [f"refinement.quite_a_long_parameter_name_{k}" for k in range(n_swept)]
+    runs = [variant(run, f"run{k}", dict.fromkeys(keys, 1000 + k)) for k in range(4)]
+    text = terminal_table(compare(runs))
+    assert max(len(line) for line in text.splitlines()) <= 120
+    for k in range(4 if n_swept else 0):
+        assert str(1000 + k) in text
+    left_out = [line for line in text.splitlines() if line.startswith("Left out to fit")]
+    assert left_out if n_swept else True
+
+
+def test_terminal_table_explains_every_column_it_shows(head_folder: Path) -> None:
+    text = terminal_table(compare(load_runs([head_folder])))
+    for line in ("FSC area ", "± SD ", "gain over start ", "truth 0.5 Å ", "rotation error ° "):
+        assert any(part.startswith(line) for part in text.splitlines()), line
+    assert "start" in text
+    assert "~" in text
+    assert "Failed runs:\n- dilation_radius 28, soft_padding_width 0: the mask touches the box" in text
+
+
+def test_one_run_alone_is_described_not_compared(head_folder: Path) -> None:
+    comparison = compare([load_run(head_folder / "002")])
+    assert comparison.headline == (
+        f"Highest FSC area: dilation_radius 7, soft_padding_width 0 ({comparison.runs[0].summary[SCORE]:.3f}, one run); "
+        "nothing to compare it with.",
+    )
+    assert terminal_table(comparison)
+
+
+def broken(folder: Path, name: str, **changes: object) -> None:
+    path = folder / name
+    record = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in record.items() if value != "gone"}))
+
+
+def test_faults_of_a_run_folder_are_named(tmp_path: Path) -> None:
+    one, two, three, four, five, six = write_study(tmp_path / "study")
+    with pytest.raises(ValueError, match=r"no run\.json in it or below it"):
+        load_runs([tmp_path / "empty"])
+    with pytest.raises(ValueError, match=r"no run\.json; give a folder"):
+        load_run(tmp_path)
+    (one / "run.json").write_text('{"name": ')
+    with pytest.raises(ValueError, match=r"run\.json: not valid JSON"):
+        load_run(one)
+    (two / "map.mrc").unlink()
+    with pytest.raises(ValueError, match=r"marked FINISHED but lacks map\.mrc"):
+        load_run(two)
+    broken(three, "summary.json", **{SCORE: "gone"})
+    with pytest.raises(ValueError, match=f"no metric {SCORE}"):
+        load_run(three)
+    broken(four, "summary.json", **{SCORE: math.nan})
+    with pytest.raises(ValueError, match="must be finite"):
+        load_run(four)
+    broken(five, "run.json", seed="gone")
+    with pytest.raises(ValueError, match=r"run\.json: no key 'seed'"):
+        load_run(five)
+    (six / "config.yaml").unlink()
+    with pytest.raises(ValueError, match=r"no config\.yaml"):
+        load_run(six)
+
+
+def test_nothing_finished_and_equal_names_are_refused(tmp_path: Path, head_folder: Path) -> None:
+    write_study(tmp_path, [FAILURE])
+    with pytest.raises(ValueError, match="no finished run to compare .*the mask touches the box"):
+        compare(load_runs([tmp_path]))
+    run = load_run(head_folder / "000")
+    with pytest.raises(ValueError, match="two runs are named"):
+        compare([run, run])
+
+
+def test_a_run_that_failed_once_may_finish_later(head_folder: Path) -> None:
+    run = load_run(head_folder / "000")
+    failed = dataclasses.replace(run, status="FAILED", reason="out of memory", summary={})
+    comparison = compare([failed, run])
+    assert len(comparison.runs) == len(comparison.failed) == 1
+
+
+def test_table_keeps_full_precision(head_folder: Path) -> None:
+    comparison = compare(load_runs([head_folder]))
+    assert isinstance(comparison.table, pd.DataFrame)
+    for run in comparison.runs:
+        assert comparison.table.at[run.name, SCORE] == run.summary[SCORE]

@@ -1,0 +1,177 @@
+import io
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+
+from cryosweep.diagnostics import (
+    fourier_slices_figure,
+    gsfsc_figure,
+    mask_figure,
+    pose_changes_figure,
+    resolution_ticks,
+    slices_figure,
+)
+from tests.synthetic_runs import ball_mask, blob_map
+
+PIXEL_SIZE = 3.5
+
+
+def drawn(figure: Figure) -> np.ndarray:
+    """The figure as pixels, and proof that it draws without a display and leaves pyplot alone."""
+    with io.BytesIO() as stream:
+        figure.savefig(stream, format="png", dpi=50)
+        stream.seek(0)
+        pixels = plt.imread(stream)
+    assert plt.get_fignums() == []
+    return pixels
+
+
+def texts(figure: Figure) -> str:
+    found = [text.get_text() for axes in figure.axes for text in axes.texts]
+    found += [axes.get_title() for axes in figure.axes]
+    for legend in [*figure.legends, *(axes.get_legend() for axes in figure.axes if axes.get_legend())]:
+        found += [legend.get_title().get_text(), *(text.get_text() for text in legend.get_texts())]
+    return "\n".join(found)
+
+
+@pytest.mark.parametrize("size", [24, 25])
+def test_slices_show_each_voxel_at_its_place_in_angstrom(size: int) -> None:
+    """An off-centre bright voxel, unlike in x, y and z, would expose a swapped or flipped axis."""
+    x, y, z = 4, -3, 7
+    volume = np.zeros((size, size, size), dtype=np.float32)
+    volume[z + size // 2, y + size // 2, x + size // 2] = 1.0
+    fulcrum = (x * PIXEL_SIZE, y * PIXEL_SIZE, z * PIXEL_SIZE)
+    figure = slices_figure(volume, pixel_size=PIXEL_SIZE, fulcrum=fulcrum)
+    for axes, (across, up) in zip(figure.axes, [(x, y), (x, z), (y, z)], strict=True):
+        image = axes.images[0]
+        left, right, bottom, top = image.get_extent()
+        row, column = np.unravel_index(int(np.argmax(image.get_array())), (size, size))
+        assert left + (column + 0.5) * (right - left) / size == pytest.approx(across * PIXEL_SIZE)
+        assert bottom + (row + 0.5) * (top - bottom) / size == pytest.approx(up * PIXEL_SIZE)
+        for cross in axes.lines:
+            assert cross.get_xydata()[0] == pytest.approx((across * PIXEL_SIZE, up * PIXEL_SIZE))
+
+
+def test_slices_share_one_grey_scale_and_draw_the_mask_twice() -> None:
+    figure = slices_figure(
+        blob_map(9.0), pixel_size=PIXEL_SIZE, fulcrum=(2.0, 3.0, 8.0), mask=ball_mask(20.0, 12.0), title="map"
+    )
+    limits = {axes.images[0].get_clim() for axes in figure.axes}
+    assert len(limits) == 1
+    assert [len(axes.collections) for axes in figure.axes] == [2, 2, 2]
+    assert "mask = 0.5" in texts(figure)
+    assert "mask = 0.05" in texts(figure)
+    assert drawn(figure).std() > 0.05
+
+
+def test_a_fulcrum_outside_the_box_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"fulcrum \(250.0, 0.0, 0.0\) Å lies outside the box.*±56.0 Å"):
+        slices_figure(blob_map(9.0), pixel_size=PIXEL_SIZE, fulcrum=(250.0, 0.0, 0.0))
+
+
+def test_map_and_mask_must_share_a_cube() -> None:
+    with pytest.raises(ValueError, match="must be a cube"):
+        slices_figure(np.zeros((4, 4, 5), dtype=np.float32), pixel_size=1.0, fulcrum=(0.0, 0.0, 0.0))
+    with pytest.raises(ValueError, match="share one box"):
+        mask_figure(np.ones((8, 8, 8)), blob_map(9.0), PIXEL_SIZE, (0.0, 0.0, 0.0))
+
+
+def test_mask_figure_cuts_through_the_mask_and_says_where_the_fulcrum_is() -> None:
+    figure = mask_figure(ball_mask(20.0, 12.0, (3.5, 7.0, 24.5)), blob_map(9.0), PIXEL_SIZE, (3.5, 7.0, 3.5))
+    assert "xy slice at z = 24.5 Å" in texts(figure)
+    assert "fulcrum 21 Å below this slice" in texts(figure)
+    assert texts(figure).count("fulcrum in this slice") == 2
+    assert drawn(figure).std() > 0.05
+
+
+def test_an_empty_mask_is_refused() -> None:
+    with pytest.raises(ValueError, match="mask is zero everywhere"):
+        mask_figure(np.zeros((32, 32, 32)), blob_map(9.0), PIXEL_SIZE, (0.0, 0.0, 0.0))
+
+
+def test_fourier_slices_are_the_central_slices_of_the_full_transform() -> None:
+    volume = blob_map(9.0, seed=3)
+    figure = fourier_slices_figure(volume, PIXEL_SIZE)
+    full = np.abs(np.fft.fftshift(np.fft.fftn(volume)))
+    centre = volume.shape[0] // 2
+    for axis, axes in enumerate(figure.axes[:3]):
+        # Worst difference seen 2e-6 in log10, from float32 input; a wrong axis differs by more than 1.
+        expected = np.log10(np.take(full, centre, axis=axis) / full[centre, centre, centre])
+        assert np.abs(np.asarray(axes.images[0].get_array()) - expected).max() < 1e-4
+    assert "7 Å" in texts(figure)
+    drawn(figure)
+
+
+def test_fourier_slices_of_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match="zero everywhere"):
+        fourier_slices_figure(np.zeros((8, 8, 8)), 1.0)
+
+
+def fsc_figure(**changes: object) -> Figure:
+    frequency = np.arange(17) / (32 * PIXEL_SIZE)
+    curve = 1.0 / (1.0 + (frequency * 12.0) ** 6)
+    names = ("none", "spherical", "loose", "tight", "corrected", "randomised")
+    settings = {
+        "frequency": frequency,
+        "pixel_size": PIXEL_SIZE,
+        "crossings": {"none": 13.61, "tight": 9.22, "corrected": 7.0},
+        "randomised_from": 7,
+    }
+    return gsfsc_figure({name: curve for name in names}, **{**settings, **changes})
+
+
+def test_gsfsc_figure_names_curves_with_their_resolution() -> None:
+    figure = fsc_figure()
+    text = texts(figure)
+    assert "no mask: 13.61 Å" in text
+    assert "corrected for the mask: 7 Å (Nyquist; never below 0.143)" in text
+    assert "phases randomised (effect of the mask alone)" in text
+    assert "phases randomised beyond 16 Å" in text
+    assert "0.143\n0.5" in text
+    axes = figure.axes[0]
+    assert axes.get_xlim() == pytest.approx((0.0, 1.0 / 7.0))
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    assert axes.get_xticks() == pytest.approx([1.0 / float(label) for label in labels])
+    drawn(figure)
+
+
+def test_gsfsc_curves_must_fit_the_frequencies() -> None:
+    with pytest.raises(ValueError, match=r"FSC curve 'none' has shape \(17,\), frequency \(16,\)"):
+        fsc_figure(frequency=np.arange(16) / 112.0)
+
+
+@given(nyquist=st.floats(1.0, 40.0), spacing=st.floats(0.03, 0.3))
+def test_resolution_ticks_rise_keep_apart_and_end_at_nyquist(nyquist: float, spacing: float) -> None:
+    ticks = resolution_ticks(nyquist, spacing=spacing)
+    frequencies = [frequency for frequency, _ in ticks]
+    assert frequencies[-1] == pytest.approx(1.0 / nyquist)
+    assert np.all(np.diff([0.0, *frequencies]) >= 0.999 * spacing / nyquist)
+    for frequency, label in ticks:
+        assert float(label) == pytest.approx(1.0 / frequency, rel=0.006)  # three digits
+
+
+def test_pose_changes_state_extent_and_share_at_the_limit() -> None:
+    rotation = np.array([1.0, 2.0, 3.0, 19.5])
+    shift = np.array([0.5, 1.0, 1.5, 2.0])
+    figure = pose_changes_figure(
+        rotation, shift, rotation_extent=20.0, shift_extent=10.0, at_shift_extent=0.125
+    )
+    text = texts(figure)
+    assert "25.0% of the particles changed by more than 95% of the extent" in text
+    assert "12.5% of the particles ended at the limit of the search" in text
+    assert "search extent 20°" in text
+    assert "search extent 10 Å" in text
+    assert "median 2.5°" in text
+    drawn(figure)
+
+
+def test_pose_changes_refuse_no_particles_and_no_extent() -> None:
+    one = np.array([1.0])
+    with pytest.raises(ValueError, match="no particles"):
+        pose_changes_figure(np.array([]), one, rotation_extent=20.0, shift_extent=10.0)
+    with pytest.raises(ValueError, match="extent is 0.0, must be positive"):
+        pose_changes_figure(one, one, rotation_extent=20.0, shift_extent=0.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -247,6 +248,7 @@ def run_one(composed: DictConfig) -> dict[str, float] | None:
         device="",
         inputs={},
         notes=[],
+        command=shlex.join(["cryosweep", "run", *hydra_config.overrides.task]),
     )
     tracker: Tracker | None = None
     try:

@@ -109,15 +109,14 @@ class _Planner:
         self._groups = group_options(roots)
         self._parser = OverridesParser.create()
         self._bases: dict[tuple[str, ...], DictConfig | str] = {}
+        self._for_hydra: list[str] = []
 
     def plan(self, lines: Sequence[str], *, multirun: bool) -> Plan:
         overrides, found = self._parse(lines)
         for_task = [override for override in overrides if not _is_for_hydra(override)]
         single = [each for each in for_task if not each.is_sweep_override() and not self._refused(each)]
-        top = self._base(
-            [_text(each) for each in overrides if _is_for_hydra(each)] + self._of_groups(single),
-            return_hydra_config=True,
-        )
+        self._for_hydra = [_text(each) for each in overrides if _is_for_hydra(each)]
+        top = self._base(self._of_groups(single))
         if isinstance(top, str):
             # Without hydra's part no sweep can be expanded, so the checks of single points must wait.
             raise ConfigFaults([*found, *(fault for each in for_task for fault in self._refused(each)), top])
@@ -168,6 +167,7 @@ class _Planner:
 
     def _folder(self, top: DictConfig, single: Sequence[Override], *, multirun: bool) -> Path:
         """Where Hydra would put the run or the sweep; settled here, so that the app finds it afterwards."""
+        top = top.copy()
         with open_dict(top):
             for override in single:
                 if override.key_or_group not in self._groups:
@@ -181,6 +181,8 @@ class _Planner:
         if isinstance(base, str):
             return [*refused, base], None
         config = base.copy()
+        with open_dict(config):
+            del config["hydra"]
         keys = schema_keys(base)
         for override in point:
             if override.key_or_group in self._groups or self._refused(override):
@@ -197,16 +199,16 @@ class _Planner:
             return [*refused, _one_line(error)], None
         return refused + ([] if job is None else faults(job)), job
 
-    def _base(self, lines: Sequence[str], *, return_hydra_config: bool = False) -> DictConfig | str:
+    def _base(self, groups: Sequence[str]) -> DictConfig | str:
         """The chosen options without any value overridden, or the fault that prevents it."""
-        key = (*lines, str(return_hydra_config))
-        if key not in self._bases:
+        chosen = tuple(groups)
+        if chosen not in self._bases:
             try:
-                composed = compose("config", list(lines), return_hydra_config=return_hydra_config)
-                self._bases[key] = composed
-            except (HydraException, OmegaConfBaseException) as error:
-                self._bases[key] = self._compose_fault(error)
-        return self._bases[key]
+                composed = compose("config", [*self._for_hydra, *chosen], return_hydra_config=True)
+                self._bases[chosen] = composed
+            except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+                self._bases[chosen] = self._compose_fault(error)
+        return self._bases[chosen]
 
     def _of_groups(self, overrides: Sequence[Override]) -> list[str]:
         return [_text(override) for override in overrides if override.key_or_group in self._groups]
@@ -242,11 +244,11 @@ class _Planner:
     def _compose_fault(self, error: Exception) -> str:
         """One line for what stopped Hydra, with the nearest real key if a file names one there is not."""
         text = _one_line(error)
-        key = str(getattr(error.__cause__, "full_key", None) or "")
-        if isinstance(error.__cause__, AttributeError | KeyError) and key and not key.startswith("hydra"):
+        matched = re.search(r"Key '.*' not in .* \((.+)\)$", text)
+        if matched and not matched[1].startswith("hydra"):
             base = self._base([])
             known = [] if isinstance(base, str) else list(schema_keys(base))
-            return f"{text}: there is no key {key}{_meant(key, known)}"
+            return f"{text}: there is no key {matched[1]}{_meant(matched[1], known)}"
         if "hydra/launcher/joblib" in text or "hydra/launcher/submitit" in text:
             extra = "parallel" if "joblib" in text else "slurm"
             return f"{text}; install it with: pip install 'cryosweep[{extra}]'"
@@ -379,9 +381,14 @@ def _meant(name: str, known: Sequence[str]) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    """What an exception of Hydra or OmegaConf says, and why, on one line."""
-    parts = [(str(each).strip().splitlines() or [""])[0] for each in (error, error.__cause__) if each]
-    text = ": ".join(dict.fromkeys(part.rstrip(":") for part in parts if part))
-    lines = [line for part in (str(error), str(error.__cause__ or "")) for line in part.splitlines()]
-    keys = [matched[1] for line in lines if (matched := re.match(r"\s*full_key: (\S+)", line))]
+    """What an exception of Hydra, OmegaConf or the YAML reader says, and why, on one line."""
+    lines = [line.strip() for each in (error, error.__cause__) if each for line in str(each).splitlines()]
+    if isinstance(error, yaml.YAMLError):
+        return " ".join(lines)
+    text = lines[0]
+    if text.endswith("raised while composing config:"):
+        text = f"{text.split(':')[0]}: {lines[1]}"
+    elif error.__cause__:
+        text += f": {str(error.__cause__).splitlines()[0]}"
+    keys = [line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")]
     return text + (f" ({keys[0]})" if keys and keys[0] not in text else "")

@@ -251,7 +251,6 @@ class ComputeConfig:
 
     device: str
     threads: int
-    batch_size: int | None
     memory_budget: str
 
 
@@ -571,7 +570,6 @@ def _refinement_faults(config: JobConfig) -> list[str]:
 def _compute_faults(compute: ComputeConfig) -> list[str]:
     found = [
         *_range("compute.threads", compute.threads, 1, 1024),
-        *_range("compute.batch_size", compute.batch_size, 1),
     ]
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", compute.device):
         found.append(f"compute.device={compute.device}: must be auto, cpu, cuda or cuda:<number>")

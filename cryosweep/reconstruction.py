@@ -19,6 +19,8 @@ from cryosweep.fourier import (
     centred_range,
     half_plane,
     low_pass,
+    multiply_spectrum,
+    shell_index,
     shift_phase,
     spectrum_of_images,
 )
@@ -133,6 +135,26 @@ def ssnr_of_fsc(fsc: Tensor, *, last_shell: int) -> Tensor:
     ratio = ratio.clone()
     ratio[last_shell + 1 :] = 0.0
     return ratio
+
+
+def fsc_weighted(half_maps: HalfMaps, fsc: Tensor, *, last_shell: int) -> Tensor:
+    """Mean of two half-maps (d, d, d) with each shell weighted by its expected correlation with the truth.
+
+    `C_ref = sqrt(2 FSC / (1 + FSC))` (Rosenthal & Henderson 2003, eq. 13), zero beyond `last_shell`: the map
+    to look at, never one to score.
+
+    Args:
+        half_maps: unfiltered.
+        fsc: (n_shells,) of the two.
+        last_shell: the last shell kept.
+    """
+    mean = 0.5 * (half_maps.half_a + half_maps.half_b)
+    positive = fsc.clamp(0.0, 1.0)
+    weight = torch.sqrt(2.0 * positive / (1.0 + positive)).to(mean)
+    weight[last_shell + 1 :] = 0.0
+    shells = shell_index(int(mean.shape[-1]), dims=3, device=mean.device)
+    inside = shells < weight.numel()
+    return multiply_spectrum(mean, torch.where(inside, weight[shells.clamp_max(weight.numel() - 1)], 0.0))
 
 
 def half_map_sums(

@@ -52,12 +52,13 @@ class SearchSpace:
     lever_px: Tensor
 
     def __post_init__(self) -> None:
-        if not 0 < self.rotation_extent <= math.pi:
+        if not 0 <= self.rotation_extent <= math.pi:
             raise ValueError(
-                f"the rotation extent must lie in (0, 180] degrees, not {self.rotation_extent} rad"
+                "the rotation extent must lie in [0, 180] degrees, "
+                f"not {math.degrees(self.rotation_extent):g}"
             )
-        if not self.shift_extent_px > 0:
-            raise ValueError(f"the shift extent must be positive, not {self.shift_extent_px} px")
+        if not self.shift_extent_px >= 0:
+            raise ValueError(f"the shift extent must be 0 or more, not {self.shift_extent_px:g} px")
         for name in ("rotation_prior", "shift_prior_px"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -126,7 +127,7 @@ def rotation_grid(extent: float, step: float, *, dtype: torch.dtype, device: tor
 
 def shift_grid(extent_px: float, step_px: float, *, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(s, 2) shifts on a square lattice in the disc of radius `extent_px`; the origin is always a point."""
-    reach = math.floor(extent_px / step_px)
+    reach = math.floor(extent_px / step_px * (1 + 1e-9))
     axis = torch.arange(-reach, reach + 1, dtype=torch.float64) * step_px
     points = torch.cartesian_prod(axis, axis)
     return points[points.norm(dim=1) <= extent_px * (1 + 1e-9)].to(dtype=dtype, device=device)
@@ -172,9 +173,9 @@ def confine(poses: Poses, anchor: Poses, space: SearchSpace) -> Poses:
     turned = rotation_from_vector(bounded) @ anchor.rotations
     rotations = torch.where(outside[..., None], turned, poses.rotations)
     left = residual_shift(Poses(rotations, poses.shifts_px), anchor, space.lever_px)
-    excess = left.norm(dim=-1, keepdim=True) / space.shift_extent_px
-    correction = torch.where(excess > 1.0, left / excess.clamp_min(1.0) - left, torch.zeros_like(left))
-    return Poses(rotations, poses.shifts_px + correction)
+    length = left.norm(dim=-1, keepdim=True)
+    excess = left * (1.0 - space.shift_extent_px / length.clamp_min(1e-12))
+    return Poses(rotations, poses.shifts_px - torch.where(length > space.shift_extent_px, excess, 0.0))
 
 
 def log_prior(poses: Poses, anchor: Poses, space: SearchSpace) -> Tensor:

@@ -118,6 +118,7 @@ def write_run(folder: Path, point: Point, *, name: str, job: int, study: str = "
         "inputs": {"data/particles.star": "ab" * 32},
         "notes": [],
         "seconds": point.seconds,
+        "command": "cryosweep run " + " ".join(f"{key}={value}" for key, value in swept.items()),
         "cpu_seconds": point.seconds * 0.97,
     }
     (folder / "run.json").write_text(json.dumps(record))

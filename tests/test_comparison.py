@@ -158,9 +158,10 @@ def test_where_fsc_and_truth_part_both_numbers_are_given(head_folder: Path) -> N
     assert truth is not None
     parted = [sentence for sentence in truth.sentences if sentence.startswith("FSC and truth part")]
     assert parted == [
-        "FSC and truth part at the starting map: the half maps agree to 11.4 Å, but the map is right only to 31.5 Å.",
-        "FSC and truth part at dilation_radius 28, soft_padding_width 30: the half maps agree to 9.8 Å, but the map "
-        "is right only to 19.8 Å.",
+        "FSC and truth part at the starting map: the half maps agree to 11.4 Å, but the map is right only "
+        "to 31.5 Å.",
+        "FSC and truth part at dilation_radius 28, soft_padding_width 30: the half maps agree to 9.8 Å, "
+        "but the map is right only to 19.8 Å.",
     ]
 
 
@@ -235,8 +236,9 @@ def test_terminal_table_explains_every_column_it_shows(head_folder: Path) -> Non
 
 def test_one_run_alone_is_described_not_compared(head_folder: Path) -> None:
     comparison = compare([load_run(head_folder / "002")])
+    area = comparison.runs[0].summary[SCORE]
     assert comparison.headline == (
-        f"Highest FSC area: dilation_radius 7, soft_padding_width 0 ({comparison.runs[0].summary[SCORE]:.3f}, one run); "
+        f"Highest FSC area: dilation_radius 7, soft_padding_width 0 ({area:.3f}, one run); "
         "nothing to compare it with.",
     )
     assert terminal_table(comparison)
@@ -274,9 +276,28 @@ def test_faults_of_a_run_folder_are_named(tmp_path: Path) -> None:
         load_run(six)
 
 
+def test_a_run_that_was_killed_early_is_listed(tmp_path: Path, head_folder: Path) -> None:
+    early = {"name": "", "study": "head_masks", "job": 7, "status": "KILLED"}
+    (tmp_path / "run.json").write_text(json.dumps(early))
+    comparison = compare([*load_runs([head_folder]), load_run(tmp_path)])
+    assert [run.name for run in comparison.failed][1:] == ["job 7"]
+    assert "- job 7: it ended without saying why" in terminal_table(comparison)
+    assert comparison.swept == ("mask.dilation_radius", "mask.soft_padding_width")
+    alike = [variant(run, run.name, {**run.swept, "mask_base": "ball"}) for run in comparison.runs]
+    assert compare([*alike, load_run(tmp_path)]).fixed == {"mask_base": "ball"}
+
+
+def test_jobs_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for job in (10, 9, 2):
+        (tmp_path / str(job)).mkdir()
+        record = {"name": f"n{job}", "study": "s", "job": job, "status": "FAILED"}
+        (tmp_path / str(job) / "run.json").write_text(json.dumps(record))
+    assert [run.job for run in load_runs([tmp_path])] == ["2", "9", "10"]
+
+
 def test_nothing_finished_and_equal_names_are_refused(tmp_path: Path, head_folder: Path) -> None:
     write_study(tmp_path, [FAILURE])
-    with pytest.raises(ValueError, match="no finished run to compare .*the mask touches the box"):
+    with pytest.raises(ValueError, match=r"no finished run to compare .*the mask touches the box"):
         compare(load_runs([tmp_path]))
     run = load_run(head_folder / "000")
     with pytest.raises(ValueError, match="two runs are named"):

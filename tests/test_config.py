@@ -1,10 +1,12 @@
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import DictConfig, OmegaConf
 
 from cryosweep.composition import (
     ConfigFaults,
@@ -24,6 +26,7 @@ from cryosweep.config import (
     SimulatedData,
     SoftMask,
     ThresholdUnit,
+    faults,
     parse_length,
     parse_memory,
 )
@@ -55,7 +58,16 @@ def refused(*overrides: str, multirun: bool = False, folders: Sequence[Path] = (
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [(7, 7.0), (7.5, 7.5), ("7", 7.0), ("7A", 7.0), ("7 Å", 7.0), ("7\u212b", 7.0), ("5px", 17.5), ("0px", 0.0)],
+    [
+        (7, 7.0),
+        (7.5, 7.5),
+        ("7", 7.0),
+        ("7A", 7.0),
+        ("7 Å", 7.0),
+        ("7\u212b", 7.0),
+        ("5px", 17.5),
+        ("0px", 0.0),
+    ],
 )
 def test_a_length_is_angstrom_unless_it_says_px(text: int | float | str, expected: float) -> None:
     assert parse_length(text, 3.5) == expected
@@ -70,7 +82,7 @@ def test_px_and_angstrom_agree(length: float, pixel_size: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "px", "5nm", "5 px 3", "one", "nan", "inf", "-3", -3, "5px5"])
 def test_what_is_no_length_is_refused(text: str | int) -> None:
-    with pytest.raises(ValueError, match="is not a length|is negative"):
+    with pytest.raises(ValueError, match=r"is not a length|is negative"):
         parse_length(text, 1.0)
 
 
@@ -140,16 +152,21 @@ def test_the_demo_is_a_sweep_that_the_command_line_can_change() -> None:
 
 
 def test_a_sweep_over_options_and_values() -> None:
-    made = plan("fulcrum=mask_centre,box_centre", "mask.threshold=range(0.1,0.4,0.1)", multirun=True)
-    assert made.expansion.swept == {"fulcrum": 2, "mask.threshold": 3}
-    assert str(made.expansion) == "fulcrum (2 values) x mask.threshold (3 values)"
-    assert [getattr(job.fulcrum, "kind", None) for job in made.jobs] == ["mask_centre"] * 3 + ["box_centre"] * 3
+    made = plan("fulcrum=mask_centre,box_centre", "search.shift_extent=range(1,4)", multirun=True)
+    assert made.expansion.swept == {"fulcrum": 2, "search.shift_extent": 3}
+    assert str(made.expansion) == "fulcrum (2 values) x search.shift_extent (3 values)"
+    assert [getattr(job.fulcrum, "kind", None) for job in made.jobs] == ["mask_centre"] * 3 + [
+        "box_centre"
+    ] * 3
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("mask.treshold=0.2", "mask.treshold=0.2: there is no key mask.treshold; did you mean mask.threshold?"),
+        (
+            "mask.treshold=0.2",
+            "mask.treshold=0.2: there is no key mask.treshold; did you mean mask.threshold?",
+        ),
         ("+mask.dilation=3", "there is no key mask.dilation; did you mean mask.dilation_radius?"),
         ("++dilation_radius=4", "there is no key dilation_radius; did you mean mask.dilation_radius?"),
         ("mask_bas=domain", "there is no key mask_bas; did you mean mask_base?"),
@@ -187,56 +204,77 @@ def test_an_override_is_refused_in_one_line(override: str, message: str) -> None
     assert "\n" not in found[0]
 
 
+@lru_cache
+def valid(option: str) -> DictConfig:
+    """A valid job with `option`, to spoil; composing one for each case would take most of a minute."""
+    return OmegaConf.structured(plan(*([option] if option else []), *NEEDED.get(option, [])).jobs[0])
+
+
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("option", "values", "message"),
     [
-        ("seed=-1", "seed=-1: must be from 0"),
-        ("study=a/b", "study='a/b': names a folder"),
-        ("study=..", "names a folder"),
-        ("output_dir=''", "output_dir='': must name a folder"),
-        ("mask.kind=file", "mask.kind=file: follows from the option chosen"),
-        ("data.particles=3", "data.particles=3: must be from 8"),
-        ("data.box_size=97", "simulated boxes are even"),
-        ("data.pixel_size=0", "must be above 0 Å"),
-        ("data.snr=nan", "data.snr=nan: must be above 0"),
-        ("data.snr=inf", "data.snr=inf: must be above 0"),
-        ("data.rotation_spread.arm=-1", "must be from 0 degrees up to 180 degrees"),
-        ("data.shift_spread.arm=-1", "data.shift_spread.arm=-1: must be from 0 Å"),
-        ("data.defocus_max=5000", "must be from data.defocus_min=8000 Å up"),
-        ("data.amplitude_contrast=7", "data.amplitude_contrast=7: must be from 0 up to 1"),
-        ("mask_base.name=tail", "must be one of body, head, foot, arm"),
-        ("data=relion data.star=a.star", "only simulated data have labelled domains"),
-        ("mask_base.smoothing=-1", "mask_base.smoothing=-1: must be from 0 Å"),
-        ("mask.threshold=1.5", "for map units set mask.threshold_unit=absolute"),
-        ("mask.threshold_unit=absolute mask.threshold=nan", "must be a number in map units"),
-        ("mask.dilation_radius=5km", "mask.dilation_radius: '5km' is not a length"),
-        ("scoring.soft_padding_width=-2", "scoring.soft_padding_width: -2 is negative"),
-        ("scoring.band_low=5", "scoring.band_low=5: lies beyond Nyquist"),
-        ("scoring.band_high=40", "must be a finer resolution (fewer Å) than scoring.band_low=34 Å"),
-        ("scoring.randomisations=0", "scoring.randomisations=0: must be from 1"),
-        ("fulcrum=px fulcrum.position=[1,2]", "must be three numbers [x,y,z]"),
-        ("fulcrum=px fulcrum.position=[175,175,35]", "divide by data.pixel_size (3.5) to get [50.0,50.0,10.0]"),
-        ("fulcrum=marker", "one of the two; neither is given"),
-        ("fulcrum=marker fulcrum.path=a.cmm fulcrum.position=[1,2,3]", "one of the two; both are given"),
-        ("search.rotation_extent=200", "search.rotation_extent=200: must be from 0 degrees up to 180 degrees"),
-        ("search.shift_prior=0", "search.shift_prior=0: must be above 0 Å"),
-        ("refinement.max_iterations=0", "refinement.max_iterations=0: must be from 1 up to 100"),
-        ("refinement.initial_lowpass=6", "refinement.initial_lowpass=6: lies beyond Nyquist"),
-        ("refinement.max_resolution=15", "must not be coarser than refinement.initial_lowpass=12 Å"),
-        ("compute.device=gpu", "must be auto, cpu, cuda or cuda:<number>"),
-        ("compute.threads=0", "compute.threads=0: must be from 1"),
-        ("compute.batch_size=0", "compute.batch_size=0: must be from 1"),
-        ("compute.memory_budget=lots", "compute.memory_budget: 'lots' is not an amount of memory"),
+        ("", "seed=-1", "seed=-1: must be from 0"),
+        ("", "study=a/b", "study='a/b': names a folder"),
+        ("", "study=..", "names a folder"),
+        ("", "output_dir=''", "output_dir='': must name a folder"),
+        ("", "mask.kind=file", "mask.kind=file: follows from the option chosen"),
+        ("", "data.particles=3", "data.particles=3: must be from 8"),
+        ("", "data.box_size=97", "simulated boxes are even"),
+        ("", "data.pixel_size=0", "must be above 0 Å"),
+        ("", "data.snr=nan", "data.snr=nan: must be above 0"),
+        ("", "data.snr=inf", "data.snr=inf: must be above 0"),
+        ("", "data.rotation_spread.arm=-1", "must be from 0 degrees up to 180 degrees"),
+        ("", "data.shift_spread.arm=-1", "data.shift_spread.arm=-1: must be from 0 Å"),
+        ("", "data.defocus_max=5000", "must be from data.defocus_min=8000 Å up"),
+        ("", "data.amplitude_contrast=7", "data.amplitude_contrast=7: must be from 0 up to 1"),
+        ("", "mask_base.name=tail", "must be one of body, head, foot, arm"),
+        ("", "mask_base.smoothing=-1", "mask_base.smoothing=-1: must be from 0 Å"),
+        ("", "mask.threshold=1.5", "for map units set mask.threshold_unit=absolute"),
+        ("", "mask.threshold_unit=absolute mask.threshold=nan", "must be a number in map units"),
+        ("", "mask.dilation_radius=5km", "mask.dilation_radius: '5km' is not a length"),
+        ("", "scoring.soft_padding_width=-2", "scoring.soft_padding_width: -2 is negative"),
+        ("", "scoring.band_low=5", "scoring.band_low=5: lies beyond Nyquist"),
+        ("", "scoring.band_high=40", "must be a finer resolution (fewer Å) than scoring.band_low=34 Å"),
+        ("", "scoring.randomisations=0", "scoring.randomisations=0: must be from 1"),
+        ("fulcrum=px", "fulcrum.position=[1,2]", "must be three numbers [x,y,z]"),
+        (
+            "fulcrum=px",
+            "fulcrum.position=[175,175,35]",
+            "divide by data.pixel_size (3.5) to get [50.0,50.0,10.0]",
+        ),
+        ("fulcrum=marker", "fulcrum.path=null", "one of the two; neither is given"),
+        ("fulcrum=marker", "fulcrum.path=a.cmm fulcrum.position=[1,2,3]", "one of the two; both are given"),
+        (
+            "",
+            "search.rotation_extent=200",
+            "search.rotation_extent=200: must be from 0 degrees up to 180 degrees",
+        ),
+        ("", "search.shift_prior=0", "search.shift_prior=0: must be above 0 Å"),
+        ("", "refinement.max_iterations=0", "refinement.max_iterations=0: must be from 1 up to 100"),
+        ("", "refinement.initial_lowpass=6", "refinement.initial_lowpass=6: lies beyond Nyquist"),
+        ("", "refinement.max_resolution=15", "must not be coarser than refinement.initial_lowpass=12 Å"),
+        ("", "compute.device=gpu", "must be auto, cpu, cuda or cuda:<number>"),
+        ("", "compute.threads=0", "compute.threads=0: must be from 1"),
+        ("", "compute.batch_size=0", "compute.batch_size=0: must be from 1"),
+        ("", "compute.memory_budget=lots", "compute.memory_budget: 'lots' is not an amount of memory"),
     ],
 )
-def test_a_value_out_of_range_is_refused(overrides: str, message: str) -> None:
-    found = refused(*overrides.split(" "))
+def test_a_value_out_of_range_is_refused(option: str, values: str, message: str) -> None:
+    spoilt = OmegaConf.merge(valid(option), OmegaConf.from_dotlist(values.split()))
+    found = faults(OmegaConf.to_object(spoilt))
     assert len(found) == 1, found
     assert message in found[0]
 
 
+def test_only_simulated_data_have_domains() -> None:
+    (fault,) = refused("data=relion", "data.star=a.star")
+    assert "only simulated data have labelled domains; choose mask_base=file" in fault
+
+
 def test_all_faults_come_together_and_once() -> None:
-    found = refused("mask.treshold=0.1,0.2", "data=ribosom", "search.shift_extent=-1", "seed=x", multirun=True)
+    found = refused(
+        "mask.treshold=0.1,0.2", "data=ribosom", "search.shift_extent=-1", "seed=x", multirun=True
+    )
     assert len(found) == 5
     assert sum("mask.treshold" in fault for fault in found) == 2
 
@@ -248,7 +286,9 @@ def test_each_point_of_a_sweep_is_checked() -> None:
     )
 
 
-@pytest.mark.parametrize("key", ["study=a,b", "output_dir=a,b", "tracking.enabled=true,false", "scoring=soft,soft"])
+@pytest.mark.parametrize(
+    "key", ["study=a,b", "output_dir=a,b", "tracking.enabled=true,false", "scoring=soft,soft"]
+)
 def test_what_holds_a_sweep_together_is_not_swept(key: str) -> None:
     assert any("cannot be swept" in fault for fault in refused(key, multirun=True))
 
@@ -262,7 +302,9 @@ def test_options_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine.yaml").write_text("defaults: [relion, _self_]\nstar: mine.star\n")
     mine = tmp_path / "experiment" / "mine.yaml"
-    mine.write_text("# @package _global_\ndefaults:\n  - override /data: mine\n  - override /mask_base: consensus\n")
+    mine.write_text(
+        "# @package _global_\ndefaults:\n  - override /data: mine\n  - override /mask_base: consensus\n"
+    )
     data = plan("experiment=mine", folders=[tmp_path]).jobs[0].data
     assert isinstance(data, RelionData)
     assert data.star == "mine.star"
@@ -273,6 +315,10 @@ def test_options_of_ones_own(tmp_path: Path) -> None:
     (fault,) = refused("experiment=mine", folders=[tmp_path])
     assert "'abc'" in fault
     assert "mask.threshold" in fault
+    mine.write_text("a: [\n")
+    (fault,) = refused("experiment=mine", folders=[tmp_path])
+    assert str(mine) in fault
+    assert "\n" not in fault
     assert "no such folder" in refused(folders=[tmp_path / "nosuch"])[0]
 
 

@@ -121,7 +121,7 @@ def fsc_figure(**changes: object) -> Figure:
         "crossings": {"none": 13.61, "tight": 9.22, "corrected": 7.0},
         "randomised_from": 7,
     }
-    return gsfsc_figure({name: curve for name in names}, **{**settings, **changes})
+    return gsfsc_figure(dict.fromkeys(names, curve), **{**settings, **changes})
 
 
 def test_gsfsc_figure_names_curves_with_their_resolution() -> None:
@@ -173,5 +173,5 @@ def test_pose_changes_refuse_no_particles_and_no_extent() -> None:
     one = np.array([1.0])
     with pytest.raises(ValueError, match="no particles"):
         pose_changes_figure(np.array([]), one, rotation_extent=20.0, shift_extent=10.0)
-    with pytest.raises(ValueError, match="extent is 0.0, must be positive"):
+    with pytest.raises(ValueError, match=r"extent is 0\.0, must be positive"):
         pose_changes_figure(one, one, rotation_extent=20.0, shift_extent=0.0)

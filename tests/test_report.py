@@ -56,6 +56,10 @@ class Browser:
     def run(self, script: str) -> Any:
         return self._send("/execute/sync", {"script": script, "args": []})
 
+    def click(self, selector: str) -> None:
+        (element,) = self._send("/element", {"using": "css selector", "value": selector}).values()
+        self._send(f"/element/{element}/click", {})
+
     def complaints(self) -> list[str]:
         entries = self._send("/se/log", {"type": "browser"})
         return [entry["message"] for entry in entries if entry["level"] == "SEVERE"]
@@ -124,6 +128,12 @@ def test_what_users_write_cannot_break_the_page(study: tuple[Comparison, Path, P
     assert "&lt;/script&gt;&lt;b&gt;mask &amp; box" in text
 
 
+def test_every_point_can_be_run_again(study: tuple[Comparison, Path, Path]) -> None:
+    text = study[1].read_text(encoding="utf-8")
+    for point in HEAD_STUDY:
+        assert " ".join(("cryosweep run", *(f"{key}={value}" for key, value in point.swept.items()))) in text
+
+
 def test_csv_holds_every_run_and_the_start(study: tuple[Comparison, Path, Path]) -> None:
     comparison, _, path = study
     table = pd.read_csv(path, index_col="run")
@@ -139,7 +149,8 @@ def test_the_page_draws_offline_without_complaint(
     plots = browser.run("return [...document.querySelectorAll('div[id^=plot-]')].map(d => d.id)")
     assert plots == ["plot-truth", "plot-fsc", "plot-effect0", "plot-effect1", "plot-grid", "plot-poses"]
     drawn = browser.run(
-        "return [...document.querySelectorAll('div[id^=plot-]')].filter(d => d.querySelector('svg.main-svg')).length"
+        "const plots = [...document.querySelectorAll('div[id^=plot-]')];"
+        "return plots.filter(plot => plot.querySelector('svg.main-svg')).length"
     )
     assert drawn == len(plots)
     assert browser.run("return document.querySelectorAll('#plot-poses .barlayer .trace').length") == 12
@@ -187,17 +198,14 @@ def test_curves_show_by_type_and_run(browser: Browser, study: tuple[Comparison, 
     browser.run("document.querySelectorAll('.curve-type')[3].click()")
     assert sorted(browser.run(shown)) == ["frozen"] * 7 + ["truth"] * 7
     assert browser.run(lines) == 14
-    # One run alone by double click, then all back.
-    legend = "document.getElementById('plot-fsc').emit('{}', {{curveNumber: {}}})"
-    first = browser.run(
-        "return document.getElementById('plot-fsc').data.findIndex(t => t.meta.run.startsWith('1 '))"
-    )
-    browser.run(legend.format("plotly_legenddoubleclick", first))
-    assert browser.run(shown) == ["frozen", "truth"]
-    browser.run(legend.format("plotly_legenddoubleclick", first))
-    assert len(browser.run(shown)) == 14
-    browser.run(legend.format("plotly_legendclick", first))
+    # The first legend entry is the start; plotly waits for a second click before it hides the curves.
+    browser.click("#plot-fsc .legendtoggle")
+    browser.run("return new Promise(done => setTimeout(done, 800))")
     assert len(browser.run(shown)) == 12
+    browser.run("document.getElementById('plot-fsc').emit('plotly_legenddoubleclick', {curveNumber: 0})")
+    assert browser.run(shown) == ["frozen", "truth"]
+    browser.run("document.getElementById('plot-fsc').emit('plotly_legenddoubleclick', {curveNumber: 0})")
+    assert len(browser.run(shown)) == 14
     assert browser.complaints() == []
 
 

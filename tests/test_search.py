@@ -96,6 +96,17 @@ def test_extents_hold_for_every_particle(scene):
     assert float((reach > 3.9).double().mean()) > 0.3  # the truth lies outside, so the wall is in use
 
 
+def test_extents_of_zero_hold_the_pose(scene):
+    """Each extent alone: nothing turns, or nothing shifts beyond what turning about the fulcrum explains."""
+    anchor = scene[2]
+    still = run(scene, space(rotation=0.0))
+    assert float(torch.rad2deg(angle_between(still.poses.rotations, anchor.rotations)).max()) < 1e-6
+    lever = torch.tensor([0.0, 6.0, 3.0], dtype=torch.float64)
+    pivoted = run(scene, space(shift=0.0, lever=lever.tolist()))
+    assert float(residual_shift(pivoted.poses, anchor, lever).norm(dim=1).max()) < 1e-9
+    assert float(pivoted.poses.shifts_px.norm(dim=1).max()) > 0.1
+
+
 def test_fulcrum_is_a_change_of_coordinates_alone(scene):
     """With extents that hold everything and no prior, the fulcrum changes no pose."""
     near = run(scene, space(rotation=30.0, shift=8.0))
@@ -169,7 +180,7 @@ def test_grids_hold_the_origin_and_stay_inside():
     assert float(shifts.norm(dim=1).max()) <= 10 / 3.5 + 1e-9
 
 
-@pytest.mark.parametrize(("field", "value"), [("rotation", 0.0), ("rotation", 200.0), ("shift", -1.0), ("shift_prior", 0.0)])
+@pytest.mark.parametrize(("field", "value"), [("rotation", -1.0), ("rotation", 200.0), ("shift", -1.0), ("shift_prior", 0.0)])
 def test_impossible_spaces_are_refused(field, value):
     with pytest.raises(ValueError, match="must"):
         space(**{field: value})

@@ -1,1 +1,1 @@
-"""What is above one job: the store its stages share, the sweep it belongs to, the comparison of a sweep's jobs."""
+"""What is above one job: the store its stages share, the sweep it belongs to, the comparison of jobs."""

@@ -6,6 +6,7 @@ Every curve is taken from unfiltered half-maps of one full-box reconstruction at
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -74,16 +75,16 @@ class Score:
 
     def summary(self, ruler: Ruler) -> dict[str, float]:
         """Crossings in Å and FSC areas, by metric name."""
-        box = {"box_size": self.own.box_size, "pixel_size": self.own.pixel_size}
+        at = partial(crossing, box_size=self.own.box_size, pixel_size=self.own.pixel_size)
         found: dict[str, float] = {}
         for name in OWN_CURVES:
             curve = getattr(self.own, name)
-            found[f"resolution/own_{name}_0143"] = crossing(curve, 0.143, **box)
-            found[f"resolution/own_{name}_05"] = crossing(curve, 0.5, **box)
+            found[f"resolution/own_{name}_0143"] = at(curve, 0.143)
+            found[f"resolution/own_{name}_05"] = at(curve, 0.5)
         frozen = self.frozen.tight
-        found["resolution/frozen_0143"] = crossing(frozen, 0.143, **box)
-        found["resolution/frozen_05"] = crossing(frozen, 0.5, **box)
-        found["resolution/frozen_corrected_0143"] = crossing(self.frozen.corrected, 0.143, **box)
+        found["resolution/frozen_0143"] = at(frozen, 0.143)
+        found["resolution/frozen_05"] = at(frozen, 0.5)
+        found["resolution/frozen_corrected_0143"] = at(self.frozen.corrected, 0.143)
         found["fsc_area/own"] = _area(self.own.tight, ruler)
         found["fsc_area/frozen"] = _area(frozen, ruler)
         found["fsc_area/frozen_corrected"] = _area(self.frozen.corrected, ruler)

@@ -39,6 +39,18 @@ PARTED = 1.25
 SAME_MASK = 0.01
 # A sentence names at most this many runs; the table marks all of them.
 NAMED = 4
+# What stands for the parts of `run.json` that a run which did not finish had no time to write.
+_UNWRITTEN: Mapping[str, Any] = {
+    "stop_reason": "it ended without saying why",
+    "seed": "not recorded",
+    "swept": {},
+    "versions": {},
+    "device": "not recorded",
+    "inputs": {},
+    "notes": [],
+    "seconds": math.nan,
+    "cpu_seconds": math.nan,
+}
 
 
 class Column(NamedTuple):
@@ -167,8 +179,8 @@ class Run:
         name: of the run; unique in a comparison.
         study: of which it is a point.
         job: number or name of the job within the sweep.
-        status: FINISHED or FAILED as the job wrote it.
-        reason: why a finished run stopped, or the error of one that failed.
+        status: FINISHED; or FAILED, KILLED, RUNNING, whose results are not used.
+        reason: why a finished run stopped, or the error of one that did not finish.
         seed: of all its randomness.
         swept: configuration key to the value of this point.
         summary: metric name to value; empty unless finished.
@@ -189,7 +201,7 @@ class Run:
     job: str
     status: str
     reason: str
-    seed: int
+    seed: str
     swept: Mapping[str, object]
     summary: Mapping[str, float]
     rotation_extent: float | None
@@ -292,26 +304,27 @@ class Comparison:
 
 
 def load_run(folder: Path) -> Run:
-    """Read one run folder.
+    """Read one run folder; of a run that did not finish, what it had time to write.
 
     Raises:
         ValueError: it holds no run, or a finished run lacks a file or a metric that the comparison needs.
     """
     record = _read_json(folder, "run.json")
+    finished = record.get("status") == "FINISHED"
+    record = record if finished else {**_UNWRITTEN, **record}
     try:
-        status = str(record["status"])
         run = Run(
             folder=folder,
-            name=str(record["name"]),
+            name=str(record["name"]) or f"job {record['job']}",
             study=str(record["study"]),
             job=str(record["job"]),
-            status=status,
+            status=str(record["status"]),
             reason=str(record["stop_reason"]),
-            seed=int(record["seed"]),
+            seed=str(record["seed"]),
             swept=dict(record["swept"]),
-            summary=_read_summary(folder) if status == "FINISHED" else {},
-            rotation_extent=_search_setting(folder, "rotation_extent"),
-            shift_extent=_search_setting(folder, "shift_extent"),
+            summary=_read_summary(folder) if finished else {},
+            rotation_extent=_search_setting(folder, "rotation_extent") if finished else None,
+            shift_extent=_search_setting(folder, "shift_extent") if finished else None,
             versions={str(k): str(v) for k, v in record["versions"].items()},
             device=str(record["device"]),
             inputs={str(k): str(v) for k, v in record["inputs"].items()},
@@ -324,7 +337,7 @@ def load_run(folder: Path) -> Run:
         raise ValueError(
             f"{folder / 'run.json'}: no key {missing}; was it written by another version?"
         ) from missing
-    if run.is_finished:
+    if finished:
         needed = ("fsc.csv", "poses.csv", "map.mrc", "start_map.mrc", "scoring_mask.mrc")
         absent = [name for name in needed if not (folder / name).is_file()]
         if absent:
@@ -342,15 +355,20 @@ def load_runs(folders: Iterable[Path]) -> tuple[Run, ...]:
     """
     found: list[Path] = []
     for folder in folders:
-        records = (
-            [folder / "run.json"] if (folder / "run.json").is_file() else sorted(folder.rglob("run.json"))
-        )
+        here = folder / "run.json"
+        records = [here] if here.is_file() else sorted(folder.rglob("run.json"), key=_job_order)
         if not records:
             raise ValueError(
                 f"{folder}: no run.json in it or below it; give the folder of a study or of its runs"
             )
         found.extend(record.parent for record in records)
     return tuple(load_run(folder) for folder in found)
+
+
+def _job_order(record: Path) -> tuple[Path, int, str]:
+    """Sort key by which job 10 follows job 9."""
+    folder = record.parent
+    return folder.parent, int(folder.name) if folder.name.isdigit() else -1, folder.name
 
 
 def compare(runs: Sequence[Run]) -> Comparison:
@@ -370,7 +388,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
         raise ValueError(f"no finished run to compare ({reasons})")
     _check_names(finished)
     _check_one_ruler(finished)
-    swept, fixed = _swept_keys(runs)
+    swept, fixed = _swept_keys([run for run in runs if run.is_finished or run.swept])
     noise = 1.96 * math.sqrt(2.0) * max(run.summary[SCORE_SD] for run in finished)
     table = _table(finished, swept, noise)
     effects = _effects(finished, swept)
@@ -402,7 +420,9 @@ def cell(comparison: Comparison, run: Run, column: Column) -> str:
 
 def point_label(run: Run, swept: Sequence[str]) -> str:
     """The point of a run in words; the run's name where nothing was swept."""
-    return ", ".join(f"{short_key(key, swept)} {show(run.swept.get(key))}" for key in swept) or run.name
+    if not swept or not run.swept:
+        return run.name
+    return ", ".join(f"{short_key(key, swept)} {show(run.swept.get(key))}" for key in swept)
 
 
 def short_key(key: str, keys: Iterable[str]) -> str:

@@ -162,7 +162,7 @@ def _rows(comparison: Comparison, colours: dict[str, str]) -> list[dict[str, obj
 
 
 def _facts(comparison: Comparison, scoring_mask: Map) -> list[tuple[str, str]]:
-    everyone = (*comparison.runs, *comparison.failed)
+    everyone = (*comparison.runs, *(run for run in comparison.failed if run.swept))
     facts = [
         (key, ", ".join(value_order(show(run.swept.get(key)) for run in everyone)))
         for key in comparison.swept
@@ -194,14 +194,19 @@ def _provenance(run: Run) -> dict[str, str]:
         "name": run.name,
         "status": run.status,
         "reason": run.reason,
-        "seed": str(run.seed),
+        "seed": run.seed,
         "device": run.device,
-        "seconds": f"{run.seconds:.0f}",
-        "cpu_seconds": f"{run.cpu_seconds:.0f}",
+        "time": _time(run),
         "notes": " ".join(run.notes),
         "folder": str(run.folder),
         "command": run.command,
     }
+
+
+def _time(run: Run) -> str:
+    if math.isnan(run.seconds):
+        return "time not recorded"
+    return f"{run.seconds:.0f} s ({run.cpu_seconds:.0f} s of processor)"
 
 
 def _present_types(run: Run) -> list[CurveType]:

@@ -1,4 +1,4 @@
-"""Puts a quick `cryosweep.job` in the place of the real one, in every process that has this folder on its path.
+"""Puts a quick `cryosweep.job` in the place of the real one, wherever this folder is on the path.
 
 Jobs of a sweep run in processes of their own, which a monkeypatch does not reach.
 """

@@ -255,7 +255,6 @@ def valid(option: str) -> DictConfig:
         ("", "refinement.max_resolution=15", "must not be coarser than refinement.initial_lowpass=12 Å"),
         ("", "compute.device=gpu", "must be auto, cpu, cuda or cuda:<number>"),
         ("", "compute.threads=0", "compute.threads=0: must be from 1"),
-        ("", "compute.batch_size=0", "compute.batch_size=0: must be from 1"),
         ("", "compute.memory_budget=lots", "compute.memory_budget: 'lots' is not an amount of memory"),
     ],
 )

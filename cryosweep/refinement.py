@@ -55,7 +55,7 @@ PREPARE_CHUNK = 128
 # A pose counts as lying at the extent within this share of it.
 AT_EXTENT = 0.95
 # Settled: half of the particles moved by less than this share of the resolution at the domain's rim.
-SETTLED_SHARE = 0.05
+SETTLED_SHARE = 0.1
 
 
 class Stop(Enum):

@@ -108,7 +108,9 @@ def test_shift_phase_moves_content_towards_positive_x_and_y():
 def test_low_pass_is_one_below_and_zero_beyond(generator):
     n, pixel_size, resolution = 32, 2.0, 8.0  # shell 8
     noise = torch.randn(n, n, n, generator=generator, dtype=torch.float64)
-    ratio = torch.fft.rfftn(low_pass(noise, resolution=resolution, pixel_size=pixel_size)) / torch.fft.rfftn(noise)
+    ratio = torch.fft.rfftn(low_pass(noise, resolution=resolution, pixel_size=pixel_size)) / torch.fft.rfftn(
+        noise
+    )
     radius = frequency_radius(n, dims=3, dtype=torch.float64, device="cpu")
     assert_close(ratio.real[radius <= 8], torch.ones_like(ratio.real[radius <= 8]))
     assert float(ratio.abs()[radius >= 10].max()) < 1e-12

@@ -46,7 +46,9 @@ def test_euler_angles_of_a_rotation_give_it_back_even_at_the_poles(rot, tilt, ps
     assert_close(again, rotation, atol=3e-7, rtol=0)
 
 
-@given(st.lists(st.floats(-1, 1), min_size=3, max_size=3), st.sampled_from([0.0, 1e-9, 1e-4, 1.0, 3.0, 3.14159]))
+@given(
+    st.lists(st.floats(-1, 1), min_size=3, max_size=3), st.sampled_from([0.0, 1e-9, 1e-4, 1.0, 3.0, 3.14159])
+)
 @settings(max_examples=80, deadline=None)
 def test_rotation_vector_inverts_the_exponential(direction, angle):
     axis = torch.tensor(direction, dtype=torch.float64)

@@ -26,7 +26,14 @@ from tests.reference.exact import random_blobs
 BOX = 32
 
 
-def space(rotation=20.0, shift=3.0, rotation_prior=None, shift_prior=None, lever=(0.0, 0.0, 0.0), dtype=torch.float64):
+def space(
+    rotation=20.0,
+    shift=3.0,
+    rotation_prior=None,
+    shift_prior=None,
+    lever=(0.0, 0.0, 0.0),
+    dtype=torch.float64,
+):
     return SearchSpace(
         math.radians(rotation), shift, None if rotation_prior is None else math.radians(rotation_prior),
         shift_prior, torch.tensor(lever, dtype=dtype),
@@ -41,7 +48,9 @@ def scene(generator):
     plane = half_plane(BOX, max_shell=12, dtype=torch.float64, device="cpu")
     anchor = Poses(random_rotations(count, generator, dtype=torch.float64), torch.zeros(count, 2).double())
     turn = torch.randn(count, 3, generator=generator, dtype=torch.float64)
-    turn = turn / turn.norm(dim=1, keepdim=True) * math.radians(15) * torch.rand(count, 1, generator=generator)
+    turn = (
+        turn / turn.norm(dim=1, keepdim=True) * math.radians(15) * torch.rand(count, 1, generator=generator)
+    )
     shifts = torch.rand(count, 2, generator=generator, dtype=torch.float64) * 2.8 - 1.4
     truth = Poses(rotation_from_vector(turn) @ anchor.rotations, shifts)
     weights = torch.full((count, plane.k.shape[0]), 1.0, dtype=torch.float64)
@@ -142,9 +151,13 @@ def test_prior_draws_poses_to_the_anchor(scene):
 
 def test_prior_gradient_and_curvature_by_finite_differences(generator):
     where = space(rotation_prior=8.0, shift_prior=1.5, lever=(4.0, -7.0, 3.0))
-    anchor = Poses(random_rotations(5, generator, dtype=torch.float64), torch.randn(5, 2, generator=generator).double())
+    anchor = Poses(
+        random_rotations(5, generator, dtype=torch.float64), torch.randn(5, 2, generator=generator).double()
+    )
     turn = 0.2 * torch.randn(5, 3, generator=generator, dtype=torch.float64)
-    poses = Poses(rotation_from_vector(turn) @ anchor.rotations, torch.randn(5, 2, generator=generator).double())
+    poses = Poses(
+        rotation_from_vector(turn) @ anchor.rotations, torch.randn(5, 2, generator=generator).double()
+    )
     at = prior_quadratic(poses, anchor, where)
     for axis in range(5):
         step = torch.zeros(5, dtype=torch.float64)
@@ -169,7 +182,9 @@ def test_bad_current_pose_does_no_harm(scene):
 
 
 def test_grids_hold_the_origin_and_stay_inside():
-    vectors = rotation_grid(math.radians(20), math.radians(9), dtype=torch.float64, device=torch.device("cpu"))
+    vectors = rotation_grid(
+        math.radians(20), math.radians(9), dtype=torch.float64, device=torch.device("cpu")
+    )
     lengths = vectors.norm(dim=1)
     assert float(lengths.min()) == 0
     assert float(lengths.max()) <= math.radians(20) + 1e-9
@@ -180,7 +195,9 @@ def test_grids_hold_the_origin_and_stay_inside():
     assert float(shifts.norm(dim=1).max()) <= 10 / 3.5 + 1e-9
 
 
-@pytest.mark.parametrize(("field", "value"), [("rotation", -1.0), ("rotation", 200.0), ("shift", -1.0), ("shift_prior", 0.0)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("rotation", -1.0), ("rotation", 200.0), ("shift", -1.0), ("shift_prior", 0.0)]
+)
 def test_impossible_spaces_are_refused(field, value):
     with pytest.raises(ValueError, match="must"):
         space(**{field: value})

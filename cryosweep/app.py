@@ -165,14 +165,12 @@ def run(parsed: argparse.Namespace) -> int:
         return _print_config(plan)
     import hydra
 
-    from cryosweep.composition import VERSION_BASE, conf_folder
+    from cryosweep.composition import DEFAULTS, conf_folder
 
     # Hydra reads the command line itself, and would turn exceptions into its own messages and exit status.
     sys.argv = ["cryosweep", *plan.arguments, *(["--multirun"] if plan.multirun else [])]
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    start = hydra.main(version_base=VERSION_BASE, config_path=str(conf_folder()), config_name="config")(
-        run_one
-    )
+    start = hydra.main(config_path=str(conf_folder()), config_name="config", **DEFAULTS)(run_one)
     if not plan.multirun:
         start()
         return _conclude_run(plan.folder)

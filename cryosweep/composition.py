@@ -16,6 +16,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
+import hydra
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -27,7 +28,8 @@ from omegaconf.errors import OmegaConfBaseException, ValidationError
 from cryosweep.config import SCHEMAS, JobConfig, faults, register, schema_name
 from cryosweep.study.sweep import Expansion, expand, quoted
 
-VERSION_BASE = "1.3"
+# Hydra 1.3 wants to be told whose defaults to follow; 1.4 follows its own and warns if told.
+DEFAULTS = {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}
 JOB_NAME = "cryosweep"
 
 # A sweep is one study in one place under one ruler; to vary these, start another.
@@ -98,7 +100,7 @@ def make_plan(overrides: Sequence[str], *, multirun: bool, config_folders: Seque
     lines = list(overrides)
     if search_path:
         lines.insert(0, f"hydra.searchpath=[{','.join(quoted(place) for place in search_path)}]")
-    with initialize_config_dir(str(conf_folder()), job_name=JOB_NAME, version_base=VERSION_BASE):
+    with initialize_config_dir(str(conf_folder()), job_name=JOB_NAME, **DEFAULTS):
         return _Planner([conf_folder(), *config_folders]).plan(lines, multirun=multirun)
 
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum, auto
+from functools import cache
 from typing import Literal
 
 Length = int | float | str
@@ -225,6 +226,13 @@ class FulcrumMarker(FulcrumConfig):
 
 
 @dataclass
+class DomainHinge(FulcrumConfig):
+    """The hinge that the domain of the mask base was simulated to turn about."""
+
+    kind: str = "hinge"
+
+
+@dataclass
 class SearchConfig:
     """How far from its starting pose a particle may go."""
 
@@ -287,7 +295,7 @@ SCHEMAS: dict[str, tuple[type, ...]] = {
     "mask_base": (DomainBase, FileBase, ConsensusBase),
     "mask": (SoftMask, MaskFile),
     "scoring": (SoftScoring, ScoringFile),
-    "fulcrum": (MaskCentre, BoxCentre, FulcrumPx, FulcrumMarker),
+    "fulcrum": (MaskCentre, BoxCentre, FulcrumPx, FulcrumMarker, DomainHinge),
     "search": (SearchConfig,),
     "refinement": (RefinementConfig,),
     "compute": (ComputeConfig,),
@@ -301,8 +309,9 @@ def schema_name(schema: type) -> str:
     return str(getattr(schema, "kind", "default"))
 
 
+@cache
 def register() -> None:
-    """Make the schemas known to Hydra, as `/schema/<group>/<kind>` and `schema` at the top."""
+    """Make the schemas known to Hydra, once, as `/schema/<group>/<kind>` and `schema` at the top."""
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
@@ -514,6 +523,14 @@ def _scoring_faults(config: JobConfig) -> list[str]:
 
 def _fulcrum_faults(config: JobConfig) -> list[str]:
     fulcrum = config.fulcrum
+    if isinstance(fulcrum, DomainHinge):
+        base = config.mask_base
+        if not isinstance(config.data, SimulatedData) or not isinstance(base, DomainBase):
+            return [
+                "fulcrum=hinge: only a labelled domain of simulated data has a known hinge; "
+                "choose fulcrum=marker, fulcrum=px or fulcrum=mask_centre"
+            ]
+        return ["fulcrum=hinge: the body carries the others and turns about no hinge"] * (base.name == "body")
     if not isinstance(fulcrum, FulcrumPx | FulcrumMarker):
         return []
     position = fulcrum.position

@@ -273,8 +273,8 @@ def _check_grid(volume: Map, path: str, box_size: int, pixel_size: float) -> Non
         )
     if abs(volume.pixel_size / pixel_size - 1.0) > SAME_PIXEL_SIZE:
         raise ValueError(
-            f"{path}: the map's pixel size is {volume.pixel_size:g} Å, that of the particles {pixel_size:g} Å; "
-            "correct the header or resample the map"
+            f"{path}: the map's pixel size is {volume.pixel_size:g} Å, that of the particles "
+            f"{pixel_size:g} Å; correct the header or resample the map"
         )
 
 
@@ -402,6 +402,9 @@ def _fulcrum(config: JobConfig, mask: Tensor, start: _Start, particles: Particle
         return centre_of_mass(mask).double().cpu() * pixel_size
     if isinstance(chosen, schemas.BoxCentre):
         return torch.zeros(3, dtype=torch.float64)
+    if isinstance(chosen, schemas.DomainHinge):
+        assert isinstance(config.mask_base, schemas.DomainBase)
+        return load_ribosome().hinges[config.mask_base.name]
     if isinstance(chosen, schemas.FulcrumPx):
         given = f"fulcrum.position={list(chosen.position)} px"
         point = (torch.tensor(chosen.position, dtype=torch.float64) - half) * pixel_size

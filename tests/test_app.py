@@ -122,7 +122,7 @@ def test_an_unknown_argument_is_refused(arguments: list[str], capsys: pytest.Cap
 def test_check_says_what_would_be_run(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert app.main(["check", "experiment=demo"]) == 0
     text = capsys.readouterr().out
-    assert "6 jobs: mask.dilation_radius (2 values) x mask.soft_padding_width (3 values)" in text
+    assert "6 jobs: mask.dilation_radius (3 values) x mask.soft_padding_width (2 values)" in text
     assert str(out / "demo") in text
     assert app.main(["check", "seed=3", "-m", "mask.threshold=0.1,0.2"]) == 0
     assert "2 jobs" in capsys.readouterr().out
@@ -291,7 +291,7 @@ def test_a_job_that_was_killed_is_marked(out: Path, uri: str) -> None:
     assert app.main(["run", "-m", "seed=1,2", "study=killed"]) == 1
     folder = only(out, "killed/sweep_*")
     sweep.record_run(folder / "1", status="RUNNING")
-    assert sweep.close_sweep(folder)["status"] == "FAILED"
+    assert sweep.close_sweep(folder)["status"] == "KILLED"
     assert record(folder / "1")["status"] == "KILLED"
     _, jobs = children(uri, "killed")
     assert jobs["seed=2"].info.status == "KILLED"

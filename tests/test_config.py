@@ -126,7 +126,13 @@ def test_every_file_says_what_it_is_and_the_unit_of_each_number(option: str) -> 
 
 
 def test_values_arrive_typed() -> None:
-    job = plan("mask.dilation_radius=5px", "mask.threshold_unit=absolute", "fulcrum=neck", "seed=3").jobs[0]
+    job = plan(
+        "mask.dilation_radius=5px",
+        "mask.threshold_unit=absolute",
+        "fulcrum=px",
+        "fulcrum.position=[44.5,40.8,33.2]",
+        "seed=3",
+    ).jobs[0]
     assert isinstance(job.data, SimulatedData)
     assert isinstance(job.mask, SoftMask)
     assert isinstance(job.mask_base, DomainBase)
@@ -143,12 +149,12 @@ def test_values_arrive_typed() -> None:
 def test_the_demo_is_a_sweep_that_the_command_line_can_change() -> None:
     demo = plan("experiment=demo")
     assert demo.multirun
-    assert demo.expansion.swept == {"mask.dilation_radius": 2, "mask.soft_padding_width": 3}
-    assert {job.refinement.max_iterations for job in demo.jobs} == {3}
+    assert demo.expansion.swept == {"mask.dilation_radius": 3, "mask.soft_padding_width": 2}
+    assert len(demo.jobs) == 6
     assert demo.folder.parts[-3:-1] == ("cryosweep_out", "demo")
     narrowed = plan("experiment=demo", "mask.dilation_radius=5px")
-    assert narrowed.expansion.swept == {"mask.soft_padding_width": 3}
-    assert len(narrowed.jobs) == 3
+    assert narrowed.expansion.swept == {"mask.soft_padding_width": 2}
+    assert len(narrowed.jobs) == 2
 
 
 def test_a_sweep_over_options_and_values() -> None:

@@ -12,7 +12,8 @@ from cryosweep.ctf import Optics, contrast_transfer, electron_wavelength
 def optics(dtype=torch.float64, **values: float) -> Optics:
     given = {
         "defocus_u": 15000.0, "defocus_v": 14000.0, "astigmatism_angle": 25.0, "voltage": 300.0,
-        "spherical_aberration": 2.7, "amplitude_contrast": 0.1, "phase_shift": 0.0, "b_factor": 0.0, "scale": 1.0,
+        "spherical_aberration": 2.7, "amplitude_contrast": 0.1, "phase_shift": 0.0, "b_factor": 0.0,
+        "scale": 1.0,
     } | values  # fmt: skip
     return Optics(**{name: torch.tensor([value], dtype=dtype) for name, value in given.items()})
 
@@ -66,7 +67,8 @@ def test_agrees_with_torch_ctf():
     calculate = pytest.importorskip("torch_ctf").calculate_ctf_2d
     other = calculate(
         defocus=1.45, astigmatism=0.05, astigmatism_angle=25.0, voltage=300.0, spherical_aberration=2.7,
-        amplitude_contrast=0.1, phase_shift=0.0, pixel_size=1.4, image_shape=(64, 64), rfft=False, fftshift=False,
+        amplitude_contrast=0.1, phase_shift=0.0, pixel_size=1.4, image_shape=(64, 64), rfft=False,
+        fftshift=False,
     )  # fmt: skip
     ours = contrast_transfer(optics(), frequencies()).reshape(64, 64)
     # the two differ by 1.3e-3 because its electron wavelength is 6e-6 longer than RELION's

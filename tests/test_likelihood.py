@@ -83,7 +83,7 @@ def test_gradient_by_finite_differences(case):
 
 
 def test_curvature_is_the_gauss_newton_hessian(case):
-    """At a noise-free optimum minus the Hessian is the Gauss-Newton matrix; checked by the change of gradient."""
+    """At a noise-free optimum minus the Hessian is the Gauss-Newton matrix: second differences tell."""
     reference, plane, rotations, shifts, transfer, noise, _ = case
     weights = transfer**2 / noise
     images = weights * slices(reference, rotations, plane) * shift_phase(plane, shifts)

@@ -25,9 +25,7 @@ def wheel(tmp_path_factory):
 
 def test_wheel_holds_configuration_data_and_templates(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    configuration = {
-        f"cryosweep/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")
-    }
+    configuration = {f"cryosweep/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")}
     assert len(configuration) > 20
     wanted = configuration | {
         "cryosweep/py.typed", "cryosweep/data/ribosome70s_4v5a_ca.csv.gz", "cryosweep/study/report.html.j2",

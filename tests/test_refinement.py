@@ -1,7 +1,7 @@
 """The loop on simulated particles: it recovers known poses, invents nothing, and keeps its halves apart."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import pytest
 import torch
@@ -55,23 +55,10 @@ def make_scene(folder, *, noise, swing_deg=8.0, count=240, seed=3, signal_limit=
     moved = ((consensus - true) @ DOMAIN_CENTRE)[:, :2]
     images = project(body, consensus, torch.zeros(count, 2).double()) + project(domain, true, moved)
     images = images + noise * images.std() * torch.randn(images.shape, generator=generator).double()
-    optics = Optics(
-        **{
-            name: torch.full((count,), value, dtype=torch.float64)
-            for name, value in {
-                # a CTF that is 1 everywhere: what is tested here is the loop
-                "defocus_u": 0.0,
-                "defocus_v": 0.0,
-                "astigmatism_angle": 0.0,
-                "voltage": 300.0,
-                "spherical_aberration": 0.0,
-                "amplitude_contrast": 1.0,
-                "phase_shift": 0.0,
-                "b_factor": 0.0,
-                "scale": 1.0,
-            }.items()  # fmt: skip
-        }
-    )
+    # a CTF that is 1 everywhere: what is tested here is the loop
+    flat = dict.fromkeys((field.name for field in fields(Optics)), 0.0)
+    flat |= {"voltage": 300.0, "amplitude_contrast": 1.0, "scale": 1.0}
+    optics = Optics(**{name: torch.full((count,), value).double() for name, value in flat.items()})
     with open_stack_for_writing(folder / "images.mrcs", count=count, box_size=BOX, pixel_size=PIXEL) as stack:
         stack[:] = images.numpy()
     particles = new_particles(

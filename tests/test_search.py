@@ -128,7 +128,7 @@ def test_fulcrum_is_a_change_of_coordinates_alone(scene):
 
 
 def test_fulcrum_decides_when_the_shift_extent_is_tight(generator):
-    """A domain that swings about a point 10 px away needs 2.6 px of shift at 15 degrees, unless it is the fulcrum."""
+    """A swing about a point 10 px away takes 2.6 px of shift at 15 degrees, none if that is the fulcrum."""
     lever = torch.tensor([0.0, 0.0, 10.0], dtype=torch.float64)
     anchor = Poses(torch.eye(3).double()[None], torch.zeros(1, 2).double())
     turned = rotation_from_vector(torch.tensor([[math.radians(15), 0, 0]], dtype=torch.float64))
@@ -174,7 +174,7 @@ def test_prior_gradient_and_curvature_by_finite_differences(generator):
 
 def test_bad_current_pose_does_no_harm(scene):
     """The grid finds the pose again when the last one is at the far wall."""
-    reference, plane, anchor, truth, images, weights = scene
+    _, _, anchor, truth, _, _ = scene
     away = rotation_from_vector(torch.tensor([0.0, math.radians(19), 0.0], dtype=torch.float64))
     lost = Poses(away @ anchor.rotations, anchor.shifts_px)
     result = run(scene, space(), current=lost)

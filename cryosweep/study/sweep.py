@@ -102,9 +102,14 @@ class SweepCallback(Callback):
             raise SystemExit(f"cryosweep run: the sweep was not started: {error}") from error
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Close the sweep; if this fails Hydra only warns, and the app, which checks, closes it again."""
+        """Close the sweep; if this fails Hydra only warns, and the app, which checks, closes it again.
+
+        Hydra 1.4 calls this after a sweep that could not be opened too.
+        """
         del kwargs
-        close_sweep(Path(config.hydra.sweep.dir).absolute())
+        folder = Path(config.hydra.sweep.dir).absolute()
+        if (folder / SWEEP_FILE).is_file():
+            close_sweep(folder)
 
 
 def _open_sweep(config: DictConfig) -> None:
@@ -171,9 +176,12 @@ def close_sweep(folder: Path, *, interrupted: bool = False) -> dict[str, Any]:
         }
         for job, record in records
     ]
-    finished = sum(record["status"] == "FINISHED" for _, record in records)
+    states = [record["status"] for _, record in records]
+    finished = states.count("FINISHED")
     expected = book["jobs_expected"] or len(records)
-    status: Status = "KILLED" if interrupted else "FINISHED" if 0 < finished == expected else "FAILED"
+    status: Status = "FINISHED" if 0 < finished == expected else "FAILED"
+    if interrupted or "KILLED" in states:
+        status = "KILLED"
     if book["parent_run_id"] is not None:
         parent = _parent(book)
         parent.metrics({"jobs": expected, "jobs_finished": finished})

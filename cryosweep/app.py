@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(parsed.function(parsed))
     except KeyboardInterrupt:
-        sys.stderr.write("cryosweep: stopped by Ctrl-C\n")
+        sys.stderr.write("cryosweep: interrupted\n")
         return INTERRUPTED
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get(TRACEBACK) == "1":
@@ -170,6 +171,8 @@ def run(parsed: argparse.Namespace) -> int:
     # Hydra reads the command line itself, and would turn exceptions into its own messages and exit status.
     sys.argv = ["cryosweep", *plan.arguments, *(["--multirun"] if plan.multirun else [])]
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    # `kill` and a cancelled Slurm job end like Ctrl-C: what was running is marked, what is done is kept.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     start = hydra.main(config_path=str(conf_folder()), config_name="config", **DEFAULTS)(run_one)
     if not plan.multirun:
         start()
@@ -187,8 +190,32 @@ def _conclude_run(folder: Path) -> int:
     from cryosweep.study.sweep import RUN_FILE, read_json
 
     record = read_json(folder / RUN_FILE)
+    finished = record["status"] == "FINISHED"
+    if finished and (folder / "summary.json").is_file():
+        say(_headline(read_json(folder / "summary.json"), str(record["stop_reason"])))
     say(f"{record['status']}: {folder}")
-    return 0 if record["status"] == "FINISHED" else FAILED
+    return 0 if finished else FAILED
+
+
+def _headline(summary: Mapping[str, float], stop_reason: str) -> str:
+    """What one run reached, in three or four lines."""
+    lines = [
+        f"stopped after {summary['iterations']:.0f} iterations: {stop_reason}",
+        f"under the scoring mask the half-maps agree to {summary['resolution/frozen_0143']:.2f} Å (started "
+        f"from {summary['start/resolution_frozen_0143']:.2f} Å), FSC area "
+        f"{summary['fsc_area/frozen']:.3f} (from {summary['start/fsc_area_frozen']:.3f})",
+        f"median change of rotation {summary['pose/rotation_change_median']:.1f}°, of shift "
+        f"{summary['pose/shift_change_median']:.1f} Å; {summary['pose/at_rotation_extent']:.0%} and "
+        f"{summary['pose/at_shift_extent']:.0%} of the particles at the limit of the search",
+    ]
+    if "truth/resolution_05" in summary:
+        lines.append(
+            f"against the truth: right to {summary['truth/resolution_05']:.2f} Å (from "
+            f"{summary['start/truth_resolution_05']:.2f} Å), median rotation error "
+            f"{summary['truth/rotation_error_median']:.2f}° "
+            f"(from {summary['start/rotation_error_median']:.2f}°)"
+        )
+    return "\n".join(lines)
 
 
 def _conclude_sweep(folder: Path, *, interrupted: bool) -> int:
@@ -370,7 +397,7 @@ def _fail(tracker: Tracker | None, folder: Path, status: Status, error: BaseExce
 def _reason(error: BaseException) -> str:
     """One line; the kind of error only where its message was not written for users."""
     if isinstance(error, KeyboardInterrupt):
-        return "stopped by Ctrl-C"
+        return "interrupted (Ctrl-C or a signal to stop)"
     message = (str(error).splitlines() or [""])[0]
     if isinstance(error, ValueError | OSError | RuntimeError) and message:
         return message

@@ -279,7 +279,7 @@ def test_ctrl_c_ends_the_sweep_and_says_so(out: Path, uri: str, capsys: pytest.C
     book = sweep.read_sweep(only(out, "stopped/sweep_*"))
     assert book["status"] == "KILLED"
     assert [job["status"] for job in book["jobs"]] == ["FINISHED", "KILLED"]
-    assert book["jobs"][1]["error"] == "stopped by Ctrl-C"
+    assert book["jobs"][1]["error"] == "interrupted (Ctrl-C or a signal to stop)"
     parent, jobs = children(uri, "stopped")
     assert parent is not None
     assert parent.info.status == "KILLED"

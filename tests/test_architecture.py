@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -50,9 +51,13 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "filelock": ("tracking", "study.store"),
     "hydra": ("study.sweep", "config", "composition", "app"),
     "omegaconf": ("study.sweep", "composition", "app"),
-    "yaml": ("composition",),
+    "yaml": ("study.comparison", "composition"),
+    "jinja2": ("study.report",),
     "tqdm": ("progress", "app"),
 }  # fmt: skip
+
+# Names under which libraries are installed; SQLAlchemy comes with MLflow, whose stores raise its errors.
+DISTRIBUTIONS = {"hydra": "hydra-core", "yaml": "pyyaml", "sqlalchemy": "mlflow"}
 
 
 def name_of(path: Path) -> str:
@@ -119,6 +124,13 @@ def test_every_owner_uses_what_it_owns() -> None:
     for library, owners in OWNERS.items():
         for module in owners:
             assert library in imported(module)[1], f"{module} does not import {library} any more"
+
+
+def test_every_library_is_a_declared_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {re.split(r"[<>=!~ ]", line)[0] for line in project["dependencies"]}
+    wanted = {DISTRIBUTIONS.get(library, library) for library in OWNERS}
+    assert declared == wanted | {"torch", "numpy"}
 
 
 def test_numerical_code_knows_no_configuration_tracking_or_figures() -> None:

@@ -16,7 +16,7 @@ NAMED = re.compile(r"(test_\w+\.py)::(test_\w+)")
 
 
 @cache
-def tests_of(file: str) -> set[str]:
+def names_in(file: str) -> set[str]:
     path = ROOT / "tests" / file
     if not path.is_file():
         return set()
@@ -30,7 +30,7 @@ def tests_of(file: str) -> set[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_test_named_exists(page: Path) -> None:
     named = NAMED.findall(page.read_text(encoding="utf-8"))
-    missing = [f"{file}::{name}" for file, name in named if name not in tests_of(file)]
+    missing = [f"{file}::{name}" for file, name in named if name not in names_in(file)]
     assert not missing
 
 
@@ -59,7 +59,7 @@ def test_links_and_pictures_are_there_and_small(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
         if not target.startswith(("http://", "https://")):
             path = page.parent / target
-            assert path.is_file(), target
+            assert path.exists(), target
             if path.suffix == ".png":
                 assert path.stat().st_size < 60_000
     assert not re.search(r"(?<![\w.])/(home|root|tmp|work|usr)/", text), "a path of one machine"

@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -52,7 +51,7 @@ def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder; what a run leaves in this process is undone."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", sys.argv)
-    monkeypatch.setattr(os, "environ", os.environ.copy())
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     # a handler that another test left behind writes to a stream that is closed by now
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
@@ -143,7 +142,7 @@ def test_real_tilt_images_run_to_the_end(
     # the stack holds one image more than the table has rows, and every row found its own
     before = read_particles(tilt_series, ctf_damping="absolute")
     after = read_particles(folder / "particles.star", ctf_damping="absolute")
-    assert mrcfile.open(before.stacks[0], permissive=True, header_only=True).header.nz == 220
+    assert np.fromfile(before.stacks[0], dtype="<i4", count=3).tolist() == [64, 64, 220]
     assert len(after) == 219
     every = torch.arange(219)
     assert torch.equal(after.images(every), before.images(every))
@@ -160,7 +159,8 @@ def test_real_tilt_images_run_to_the_end(
     figures = (float(rotation.max()), float(shift.max()))
     record_property("largest_changes", figures)
     say(
-        f"tilt series: largest changes {figures[0]:.4f}° of {ROTATION_EXTENT}°, {figures[1]:.4f} Å of {SHIFT_EXTENT} Å"
+        f"tilt series: largest changes beyond the extents {figures[0] - ROTATION_EXTENT:.1e}° and "
+        f"{figures[1] - SHIFT_EXTENT:.1e} Å"
     )
     assert 0.5 < float(rotation.median())  # poses did move
     # the excess seen is TODO, of float32; a limit on each component instead of the norm reaches 1.4 times as far
@@ -189,7 +189,8 @@ def test_sweep_over_real_tilt_images(
     assert (folder / "report.txt").read_text(encoding="utf-8") in text
     assert f"FINISHED: 2 of 2 jobs finished: {folder}" in text
     assert "<html" in (folder / "report.html").read_text(encoding="utf-8")[:500]
-    assert len(pd.read_csv(folder / "report.csv")) == 2
+    rows = pd.read_csv(folder / "report.csv")["run"].tolist()
+    assert sorted(rows) == ["dilation_radius=0", "dilation_radius=10", "start"]
     book = read_sweep(folder)
     assert book["status"] == "FINISHED"
     assert [job["status"] for job in book["jobs"]] == ["FINISHED", "FINISHED"]

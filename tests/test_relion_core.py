@@ -279,7 +279,7 @@ def test_refined_star_makes_the_same_map_in_relion(
     relion: Relion, tmp_path: Path, record_property: Record
 ) -> None:
     """The STAR file of a local refinement of the head of the simulated complex."""
-    settings = SimulationSettings(particles=300, box_size=48, pixel_size=7.0, snr=1.0, seed=5)
+    settings = SimulationSettings(particles=800, box_size=48, pixel_size=7.0, snr=1.0, seed=5)
     simulated = simulate(settings, tmp_path / "data", device=CPU)
     particles = read_particles(simulated.particles)
     start = reconstruct_half_maps(particles, particles.rotations, particles.shifts, device=CPU)

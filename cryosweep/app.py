@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cryosweep import __version__, commands
+from cryosweep import __version__, commands, file_commands
 from cryosweep.commands import say
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--cfg", choices=["job"])
         command.set_defaults(function=function)
     commands.add_parsers(parsers)
+    file_commands.add_parsers(parsers)
     return parser
 
 

@@ -47,7 +47,7 @@ CURVE_STYLES: Mapping[str, CurveStyle] = {
     "none": CurveStyle("no mask", GREY, "-"),
     "spherical": CurveStyle("spherical mask", SKY_BLUE, "-"),
     "loose": CurveStyle("loose mask", GREEN, "-"),
-    "tight": CurveStyle("tight mask (the mask of this run)", BLUE, "-"),
+    "tight": CurveStyle("tight: the mask itself", BLUE, "-"),
     "corrected": CurveStyle("corrected for the mask", BLACK, "-"),
     "randomised": CurveStyle("phases randomised (effect of the mask alone)", VERMILION, "--"),
 }

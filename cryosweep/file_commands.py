@@ -613,14 +613,10 @@ def _read(path: Path) -> Map:
 
 
 def _read_mask(path: Path) -> Map:
-    map = _read(path)
-    low, high = float(map.data.min()), float(map.data.max())
-    if low < -1e-3 or high > 1.001 or high <= 0.0:
-        raise ValueError(
-            f"{path}: a mask holds values from 0 to 1, this map {low:g} to {high:g}; "
-            "cut a mask from it with cryosweep mask"
-        )
-    return map
+    from cryosweep.io.maps import read_mask
+
+    _check_file(path)
+    return read_mask(path)
 
 
 def _check_same_grid(path: Path, map: Map, other_path: Path, other: Map) -> None:

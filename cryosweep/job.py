@@ -21,7 +21,7 @@ from cryosweep import config as schemas
 from cryosweep import diagnostics
 from cryosweep.config import JobConfig, parse_length, parse_memory
 from cryosweep.fourier import gaussian_filter
-from cryosweep.io.maps import Map, read_map, write_map
+from cryosweep.io.maps import SAME_PIXEL_SIZE, Map, read_map, read_mask, write_map
 from cryosweep.io.markers import read_marker
 from cryosweep.io.particles import Particles, read_particles, write_particles
 from cryosweep.mask import centre_of_mass, check_mask, soft_mask, threshold_of
@@ -55,9 +55,6 @@ from cryosweep.tracking import Tracker
 # Raise one when what its stage makes changes: results kept under the old number are then made anew.
 SIMULATION_VERSION = 1
 CONSENSUS_VERSION = 1
-
-# Pixel sizes of particles and maps may differ by this share: headers are rounded.
-SAME_PIXEL_SIZE = 1e-3
 
 Result = TypeVar("Result")
 
@@ -371,14 +368,8 @@ def _ruler(config: JobConfig, base: Tensor | None, particles: Particles, device:
 
 
 def _checked_mask(path: str, particles: Particles, device: torch.device) -> Tensor:
-    mask = _volume_like(path, particles, device)
-    low, high = float(mask.min()), float(mask.max())
-    if low < -1e-3 or high > 1.001 or high <= 0.0:
-        raise ValueError(
-            f"{path}: a mask holds values from 0 to 1, this map {low:g} to {high:g}; "
-            "use it as mask_base=file to cut a mask from it"
-        )
-    return mask.clamp(0.0, 1.0)
+    _volume_like(path, particles, device)
+    return read_mask(Path(path)).data.to(device)
 
 
 def _mask_notes(config: JobConfig, mask: Tensor, particles: Particles) -> tuple[str, ...]:

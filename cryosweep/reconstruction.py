@@ -148,13 +148,17 @@ def fsc_weighted(half_maps: HalfMaps, fsc: Tensor, *, last_shell: int) -> Tensor
         fsc: (n_shells,) of the two.
         last_shell: the last shell kept.
     """
-    mean = 0.5 * (half_maps.half_a + half_maps.half_b)
     positive = fsc.clamp(0.0, 1.0)
-    weight = torch.sqrt(2.0 * positive / (1.0 + positive)).to(mean)
+    weight = torch.sqrt(2.0 * positive / (1.0 + positive))
     weight[last_shell + 1 :] = 0.0
-    shells = shell_index(int(mean.shape[-1]), dims=3, device=mean.device)
-    inside = shells < weight.numel()
-    return multiply_spectrum(mean, torch.where(inside, weight[shells.clamp_max(weight.numel() - 1)], 0.0))
+    return weigh_shells(0.5 * (half_maps.half_a + half_maps.half_b), weight)
+
+
+def weigh_shells(volume: Tensor, weights: Tensor) -> Tensor:
+    """`volume` (d, d, d) with each shell multiplied by its weight (n_shells,); corners are dropped."""
+    shells = shell_index(int(volume.shape[-1]), dims=3, device=volume.device)
+    padded = torch.cat([weights, weights.new_zeros(1)]).to(volume)
+    return multiply_spectrum(volume, padded[shells.clamp_max(weights.numel())])
 
 
 def half_map_sums(

@@ -132,7 +132,7 @@ class SimulationSettings:
     pixel_size: float = 3.5
     snr: float = 0.1
     rotation_spread: Mapping[str, float] = field(
-        default_factory=lambda: {"foot": 2.5, "head": 7.0, "arm": 7.0}
+        default_factory=lambda: {"foot": 2.5, "head": 7.0, "arm": 6.5}
     )
     shift_spread: Mapping[str, float] = field(default_factory=lambda: {"foot": 0.5, "head": 1.0, "arm": 1.0})
     pose_error_rotation: float = 1.0

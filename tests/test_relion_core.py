@@ -33,7 +33,7 @@ pytestmark = pytest.mark.relion
 BOX_SIZE = 48
 PIXEL_SIZE = 4.5
 CPU = torch.device("cpu")
-FIRST_SHELL, LAST_SHELL = 1, round(0.8 * BOX_SIZE / 2)
+FIRST_SHELL, LAST_SHELL = 1, round(0.8 * BOX_SIZE / 2)  # the band of all comparisons of maps
 
 Relion = Callable[..., str]
 Record = Callable[[str, object], None]
@@ -149,7 +149,7 @@ def test_projection_and_ctf_are_those_of_relion_project(
     ctf_error = float((theirs.with_ctf - transfer * theirs.without_ctf).norm() / theirs.with_ctf.norm())
     record_property("ctf_relative_error", ctf_error)
     say(f"CTF: relative difference {ctf_error:.1e}")
-    assert ctf_error < 1e-6  # seen 4e-8, the rounding of the files; without the B-factor 0.2
+    assert ctf_error < 1e-6  # seen 4e-8, rounding; without B-factors 0.03, without Cs 0.005
 
     mine = ours()
     worst = [1.0 - float(correlation(mine)[theirs.group == group].min()) for group in (0, 1)]
@@ -163,10 +163,11 @@ def test_projection_and_ctf_are_those_of_relion_project(
     record_property("worst_one_minus_correlation_phase_plate", worst[1])
     record_property("shell_amplitude_ratio", (min(ratios), max(ratios)))
     say(
-        f"projection: worst 1 - correlation {worst[0]:.1e} (astigmatic), {worst[1]:.1e} (phase plate); shell by "
-        f"shell amplitude ratio {min(ratios):.5f} to {max(ratios):.5f}, gain {min(gains):.5f} to {max(gains):.5f}"
+        f"projection: worst 1 - correlation {worst[0]:.1e} (astigmatic), {worst[1]:.1e} (phase plate); per "
+        f"shell amplitude ratio {min(ratios):.5f} to {max(ratios):.5f}, gain {min(gains):.5f} to "
+        f"{max(gains):.5f}"
     )
-    assert max(worst) < 1e-5
+    assert max(worst) < 1e-6  # seen 4.5e-8; what other conventions give stands below
     # seen 2.2e-4 below 1; without the correction for gridding the ratio is off by several per cent
     assert max(abs(value - 1) for value in (*ratios, *gains)) < 1e-3
 
@@ -183,7 +184,7 @@ def test_projection_and_ctf_are_those_of_relion_project(
         median = float(correlation(samples)[those].median())
         record_property(f"correlation_with_{what.replace(' ', '_')}", median)
         say(f"projection with {what}: median correlation {median:.3f}")
-        assert median < 0.99
+        assert median < 0.98
 
 
 # ---- reconstruction ----
@@ -267,12 +268,15 @@ def test_map_is_that_of_relion_reconstruct(
     record_property("fsc_to_truth", to_truth)
     say(
         f"reconstruction at SNR {snr:g}: FSC with RELION's map {worst:.4f} or more up to 0.8 Nyquist, scale "
-        f"{float(gain.min()):.3f} to {float(gain.max()):.3f}; mean FSC with the truth ours {to_truth[0]:.4f}, "
-        f"RELION's {to_truth[1]:.4f}"
+        f"{float(gain.min()):.3f} to {float(gain.max()):.3f}; mean FSC with the truth: ours "
+        f"{to_truth[0]:.4f}, RELION's {to_truth[1]:.4f}"
     )
+    # worst seen 0.9980; half a pixel of shift gives 0.83, weights |CTF| in place of CTF^2 0.979
     assert worst > 0.99
-    assert 0.9 < float(gain.min()) < float(gain.max()) < 1.05
-    assert to_truth[0] > to_truth[1] - 0.01
+    # seen 0.952 to 1.013: the floor of our denominator takes a few per cent where views are sparse; without
+    # the correction for gridding, or without B-factors, it begins at 0.91, without the CTF's scale at 0.81
+    assert 0.93 < float(gain.min()) < float(gain.max()) < 1.03
+    assert to_truth[0] > to_truth[1] - 0.005  # seen 0.0007 below RELION's
 
 
 def test_refined_star_makes_the_same_map_in_relion(
@@ -294,20 +298,26 @@ def test_refined_star_makes_the_same_map_in_relion(
     assert float(result.rotation_change.median()) > 1.0  # poses that did not move would prove nothing
     write_particles(particles, tmp_path / "refined.star", rotations=result.rotations, shifts=result.shifts)
     again = read_particles(tmp_path / "refined.star")
-    pose_error = float(torch.rad2deg(angle_between(again.rotations, result.rotations)).max())
-    assert pose_error < 1e-5
+    turned = float(torch.rad2deg(angle_between(again.rotations, result.rotations)).max())
+    say(f"refined STAR: poses read again differ by {turned:.1e}°")
+    assert turned < 1e-5  # seen 9e-7: six decimals of each angle
+    assert float((again.shifts - result.shifts).abs().max()) < 1e-6  # Å
 
     theirs = relion_map(relion, tmp_path, "refined.star")
     refined = combined_map(particles, result.rotations, result.shifts)
     started = combined_map(particles, particles.rotations, particles.shifts)
     figures = {
-        "sphere": worst_in_band(fsc(in_sphere(refined), in_sphere(theirs))),
-        "mask of the head": worst_in_band(fsc(refined * mask, theirs * mask)),
-        "mask of the head, poses before refinement": worst_in_band(fsc(started * mask, theirs * mask)),
+        "whole map": worst_in_band(fsc(in_sphere(refined), in_sphere(theirs))),
+        "under the mask": worst_in_band(fsc(refined * mask, theirs * mask)),
+        "under the mask, before refinement": worst_in_band(fsc(started * mask, theirs * mask)),
     }
     for what, worst in figures.items():
         record_property(f"worst_fsc_{what.replace(' ', '_')}", worst)
         say(f"refined STAR, {what}: FSC with RELION's map {worst:.4f} or more up to 0.8 Nyquist")
+    # seen 0.9971 and 0.9989; a file with the starting poses in place of the refined ones gives 0.52
+    assert figures["whole map"] > 0.99
+    assert figures["under the mask"] > 0.99
+    assert figures["under the mask, before refinement"] < 0.9
 
 
 def test_old_and_new_star_make_the_same_map(
@@ -342,8 +352,8 @@ def test_old_and_new_star_make_the_same_map(
     for program, worst in differences.items():
         record_property(f"worst_difference_{program}", worst)
         say(f"old and 3.1 STAR, {program}: worst voxel difference {worst:.1e} standard deviations")
-        assert worst < 1e-3
+        assert worst < 1e-4  # seen 3e-6; origins in px taken for Å give 10
     worst = worst_in_band(fsc(in_sphere(maps["ours, old"]), in_sphere(maps["RELION, 3.1"])))
     record_property("worst_fsc", worst)
     say(f"old STAR here, 3.1 STAR in RELION: FSC {worst:.4f} or more up to 0.8 Nyquist")
-    assert worst > 0.99
+    assert worst > 0.99  # seen 0.9974

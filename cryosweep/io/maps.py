@@ -9,7 +9,7 @@ import warnings
 import zlib
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,10 @@ import torch
 from torch import Tensor
 
 _LABEL = "Written by cryosweep"
+
+
+# Pixel sizes of files on one grid may differ by this share: headers are rounded.
+SAME_PIXEL_SIZE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,22 @@ def read_map(path: Path) -> Map:
         () if has_map_tag(header) else (f"{path} lacks the 'MAP ' tag of an MRC file; it was read as one.",)
     )
     return Map(volume, pixel_size, (x, y, z), notes)
+
+
+def read_mask(path: Path) -> Map:
+    """Read a mask.
+
+    Raises:
+        ValueError: as `read_map`, or the values do not lie in [0, 1] or are all zero.
+    """
+    mask = read_map(path)
+    low, high = float(mask.data.min()), float(mask.data.max())
+    if low < -1e-3 or high > 1.001 or high <= 0.0:
+        raise ValueError(
+            f"{path}: a mask holds values from 0 to 1, this map {low:g} to {high:g}; "
+            "cut a mask from it first (cryosweep mask, or mask_base=file)"
+        )
+    return replace(mask, data=mask.data.clamp(0.0, 1.0))
 
 
 def write_map(

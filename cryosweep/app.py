@@ -221,7 +221,7 @@ def _headline(summary: Mapping[str, float], stop_reason: str) -> str:
 
 def _conclude_sweep(folder: Path, *, interrupted: bool) -> int:
     """Print the comparison and what failed; close the sweep if it was left open."""
-    from cryosweep.study.sweep import SWEEP_FILE, TABLE_FILE, close_sweep, read_sweep
+    from cryosweep.study.sweep import PAGE_FILE, SWEEP_FILE, TABLE_FILE, close_sweep, read_sweep
 
     if not (folder / SWEEP_FILE).is_file():
         say(f"FAILED: the sweep was not opened, so there is nothing to compare: {folder}")
@@ -238,6 +238,10 @@ def _conclude_sweep(folder: Path, *, interrupted: bool) -> int:
     for job in failed:
         say(f"{job['status']}: job {job['job']} ({job['name']}): {job['error']}")
     expected = book["jobs_expected"] or len(jobs)
+    if (folder / PAGE_FILE).is_file():
+        say(f"report: {folder / PAGE_FILE}")
+    if book["tracking_uri"]:
+        say(f"MLflow store: {book['tracking_uri']}, parent run {book['parent_run_id']}")
     say(f"{book['status']}: {len(jobs) - len(failed)} of {expected} jobs finished: {folder}")
     return 0 if book["status"] == "FINISHED" and not book["comparison_error"] else FAILED
 

@@ -29,6 +29,7 @@ GSFSC = "resolution/frozen_0143"
 TRUTH_SCORE = "truth/fsc_area"
 TRUTH_RESOLUTION = "truth/resolution_05"
 ROTATION_ERROR = "truth/rotation_error_median"
+SHIFT_ERROR = "truth/shift_error_median"
 GAIN = "gain"
 TIED = "not_distinguishable_from_first"
 
@@ -146,7 +147,7 @@ COLUMNS = (
         "start/rotation_error_p90",
     ),
     Column(
-        "truth/shift_error_median",
+        SHIFT_ERROR,
         "shift\nerror\nÅ",
         2,
         "median difference from the true shifts",
@@ -406,7 +407,11 @@ def compare(runs: Sequence[Run]) -> Comparison:
         is_full_grid=full,
         noise=noise,
         headline=_headline(finished, swept, table, noise),
-        findings=(*_gain_sentence(table, start, noise), *_effect_sentences(effects, swept, noise)),
+        findings=(
+            *_gain_sentence(table, start, noise),
+            *_truth_gain_sentence(finished[0], swept, start),
+            *_effect_sentences(effects, swept, noise),
+        ),
         truth=_agreement(finished, swept, start, noise),
         warnings=_warnings(finished, failed, full),
     )
@@ -634,8 +639,27 @@ def _agreement(
     by_area = _spearman(scores, [run.summary[TRUTH_SCORE] for run in known])
     by_rotation = _spearman(scores, [-run.summary[ROTATION_ERROR] for run in known])
     ranks = _rank_sentences(known, swept, by_area, by_rotation, noise)
-    sentences = [*ranks, *_parted_sentences(known, swept, start)]
+    sentences = [
+        *_truth_gain_sentence(known[0], swept, start),
+        *ranks,
+        *_parted_sentences(known, swept, start),
+    ]
     return TruthAgreement(len(known), by_area, by_rotation, tuple(sentences))
+
+
+def _truth_gain_sentence(run: Run, swept: Sequence[str], start: Mapping[str, float]) -> list[str]:
+    """What the first run gained on the start, map and poses, measured against the truth."""
+    needed = (TRUTH_RESOLUTION, TRUTH_SCORE, ROTATION_ERROR, SHIFT_ERROR)
+    if not all(key in start and key in run.summary for key in needed):
+        return []
+    resolution, area, rotation, shift = (
+        f"{run.summary[key]:.{decimals}f}{unit} (started from {start[key]:.{decimals}f}{unit})"
+        for key, decimals, unit in zip(needed, (1, 3, 1, 1), (" Å", "", "°", " Å"), strict=True)
+    )
+    return [
+        f"Against the truth {point_label(run, swept)} is right to {resolution}, FSC area {area}; median error "
+        f"of rotation {rotation}, of shift {shift}."
+    ]
 
 
 def _rank_sentences(

@@ -316,3 +316,11 @@ def test_table_keeps_full_precision(head_folder: Path) -> None:
     assert isinstance(comparison.table, pd.DataFrame)
     for run in comparison.runs:
         assert comparison.table.at[run.name, SCORE] == run.summary[SCORE]
+
+
+def test_the_gain_on_the_truth_is_stated_with_its_units(head_folder: Path) -> None:
+    comparison = compare(load_runs([head_folder]))
+    last = comparison.findings[-1]
+    assert last.startswith("Against the truth ")
+    assert "started from 31.5 Å" in last
+    assert "median error of rotation" in last

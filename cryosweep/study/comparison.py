@@ -409,8 +409,8 @@ def compare(runs: Sequence[Run]) -> Comparison:
         headline=_headline(finished, swept, table, noise),
         findings=(
             *_gain_sentence(table, start, noise),
-            *_truth_gain_sentence(finished[0], swept, start),
             *_effect_sentences(effects, swept, noise),
+            *_truth_gain_sentence(finished[0], swept, start),
         ),
         truth=_agreement(finished, swept, start, noise),
         warnings=_warnings(finished, failed, full),
@@ -639,11 +639,7 @@ def _agreement(
     by_area = _spearman(scores, [run.summary[TRUTH_SCORE] for run in known])
     by_rotation = _spearman(scores, [-run.summary[ROTATION_ERROR] for run in known])
     ranks = _rank_sentences(known, swept, by_area, by_rotation, noise)
-    sentences = [
-        *_truth_gain_sentence(known[0], swept, start),
-        *ranks,
-        *_parted_sentences(known, swept, start),
-    ]
+    sentences = [*ranks, *_parted_sentences(known, swept, start)]
     return TruthAgreement(len(known), by_area, by_rotation, tuple(sentences))
 
 
@@ -657,8 +653,8 @@ def _truth_gain_sentence(run: Run, swept: Sequence[str], start: Mapping[str, flo
         for key, decimals, unit in zip(needed, (1, 3, 1, 1), (" Å", "", "°", " Å"), strict=True)
     )
     return [
-        f"Against the truth {point_label(run, swept)} is right to {resolution}, FSC area {area}; median error "
-        f"of rotation {rotation}, of shift {shift}."
+        f"Against the truth {point_label(run, swept)} is right to {resolution}, FSC area {area}; median "
+        f"error of rotation {rotation}, of shift {shift}."
     ]
 
 

@@ -56,6 +56,9 @@ from cryosweep.tracking import Tracker
 SIMULATION_VERSION = 1
 CONSENSUS_VERSION = 1
 
+# A Gaussian of this share of a resolution leaves a tenth of the amplitude there: smooth enough for a mask.
+SMOOTHING_PER_LOWPASS = 1.0 / 3.0
+
 Result = TypeVar("Result")
 
 
@@ -315,7 +318,9 @@ def _mask_base(config: JobConfig, data: _Data, start: _Start, device: torch.devi
         volume = _volume_like(base.path, data.particles, device)
     else:
         volume = 0.5 * (start.half_maps.half_a + start.half_maps.half_b)
-    smoothing = config.refinement.initial_lowpass if base.smoothing is None else base.smoothing
+    smoothing = base.smoothing
+    if smoothing is None:
+        smoothing = SMOOTHING_PER_LOWPASS * config.refinement.initial_lowpass
     if smoothing > 0:
         volume = gaussian_filter(volume, sigma=smoothing, pixel_size=data.particles.pixel_size)
     if isinstance(base, schemas.DomainBase):

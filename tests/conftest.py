@@ -49,3 +49,20 @@ def relion(tmp_path: Path) -> Callable[..., str]:
         return output
 
     return run
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the figures that tests recorded, so that a log of a green run holds the measurements too."""
+    passed = terminalreporter.getreports("passed")
+    figures = [
+        (report.nodeid, name, value)
+        for report in passed
+        if report.when == "call"
+        for name, value in report.user_properties
+    ]
+    if not figures:
+        return
+    terminalreporter.section("figures measured by the tests")
+    for node, name, value in figures:
+        shown = f"{value:.4g}" if isinstance(value, float) else value
+        terminalreporter.write_line(f"{node.split('/')[-1]}: {name} = {shown}")

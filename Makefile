@@ -7,10 +7,11 @@ JOBS ?= 2
 # one thread a job: jobs run side by side, and threads that fight for a core are slower than none
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check lint types clean
+.PHONY: demo test peers check lint types clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -c 'import ensurepip' || { echo "Python's venv module is incomplete: apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	# torch first and pinned: an open range would fetch several GB of CUDA packages
@@ -27,8 +28,20 @@ demo: $(VENV)/.installed
 	$(BIN)/cryosweep run experiment=demo hydra/launcher=joblib hydra.launcher.n_jobs=$(JOBS)
 	@echo "look at the runs with: $(BIN)/cryosweep ui"
 
-test: $(VENV)/.installed-test
+test: $(VENV)/.installed-test peers
 	$(BIN)/python -m pytest
+
+# The programs that tests are held against: RELION, and a browser for the report. Where they can be neither found
+# nor installed, the tests that need them are skipped with a reason; under CI they fail.
+PEERS := relion_project relion_refine_mpi chromium chromedriver
+peers:
+	@for program in $(PEERS); do command -v $$program >/dev/null || missing="$$missing $$program"; done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ]; then root=; elif sudo -n true 2>/dev/null; then root=sudo; else \
+	  echo "not found:$$missing (as root: apt-get install relion chromium chromium-driver)"; exit 0; fi; \
+	$$root apt-get update -qq && \
+	$$root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+	  relion chromium chromium-driver >/dev/null
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

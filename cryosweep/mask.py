@@ -253,7 +253,7 @@ def check_mask(
     minimum = minimum_soft_padding(resolution, pixel_size)
     advice = (
         f"{minimum:.1f} Å ({round(minimum / pixel_size)} px), which is 5 times the resolution of "
-        f"{resolution:.1f} Å. The masked FSC will read too well: widen the soft padding, or trust only the "
+        f"{resolution:.1f} Å. The masked FSC may read too well: widen the soft padding, or trust only the "
         f"corrected FSC."
     )
     if bool(((mask == 0) | (mask == 1)).all()):

@@ -40,6 +40,20 @@ class Regularisation(StrEnum):
     none = auto()
 
 
+class BandFrom(StrEnum):
+    """The FSC of the loop's half-maps that decides the next band and the SSNR of the references."""
+
+    corrected = auto()
+    masked = auto()
+
+
+class ExtentShape(StrEnum):
+    """What an extent limits: the norm of a rotation vector or shift, or each component."""
+
+    norm = auto()
+    per_axis = auto()
+
+
 @dataclass
 class PerDomain:
     """One number for each labelled domain that moves."""
@@ -238,9 +252,11 @@ class SearchConfig:
 
     rotation_extent: float
     shift_extent: float
+    extent_shape: ExtentShape
     rotation_prior: float | None
     shift_prior: float | None
     recentre: bool
+    audit: float
 
 
 @dataclass
@@ -251,6 +267,7 @@ class RefinementConfig:
     initial_lowpass: float
     max_resolution: float | None
     regularisation: Regularisation
+    band_from: BandFrom
 
 
 @dataclass
@@ -558,6 +575,7 @@ def _search_faults(search: SearchConfig) -> list[str]:
         *_range("search.shift_extent", search.shift_extent, 0, unit="Å"),
         *_range("search.rotation_prior", search.rotation_prior, 0, bound="above", unit="degrees"),
         *_range("search.shift_prior", search.shift_prior, 0, bound="above", unit="Å"),
+        *_range("search.audit", search.audit, 0, 1),
     ]
 
 

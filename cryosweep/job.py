@@ -35,6 +35,7 @@ from cryosweep.refinement import (
     refine,
 )
 from cryosweep.resolution import FscCurves, crossing
+from cryosweep.search import ExtentShape
 from cryosweep.simulate import DOMAINS, SimulationSettings, Truth, load_ribosome, load_truth, simulate
 from cryosweep.study.assessment import (
     OWN_CURVES,
@@ -125,14 +126,14 @@ def run_job(config: JobConfig, folder: Path, tracker: Tracker, progress: Progres
     store = Store(Path(config.output_dir) / "stages")
     data = _load_data(config, store, device, progress)
     particles = data.particles
-    for note in particles.notes:
-        progress.note(note)
     start = _starting_maps(config, data, store, device, progress)
     base = _mask_base(config, data, start, device)
     mask = _aligning_mask(config, base, particles, device)
     ruler = _ruler(config, base, particles, device)
     fulcrum = _fulcrum(config, mask, start, particles)
     notes = [*particles.notes, *_mask_notes(config, mask, particles)]
+    for note in notes:
+        progress.note(note)
     record_run(
         folder, versions=_versions(), device=_device_name(device), notes=notes,
         inputs=_inputs(config, particles),
@@ -145,6 +146,9 @@ def run_job(config: JobConfig, folder: Path, tracker: Tracker, progress: Progres
         memory_budget=parse_memory(config.compute.memory_budget), advance=progress.advance,
         on_iteration=lambda record: tracker.metrics(_iteration_metrics(record), step=record.iteration),
     )  # fmt: skip
+    if result.audit is not None and result.audit.finding is not None:
+        notes.append(result.audit.finding)
+        progress.note(result.audit.finding)
     progress.start(len(particles), "reconstructing")
     half_maps = reconstruct_half_maps(
         particles, result.rotations, result.shifts, device=device, advance=progress.advance
@@ -163,7 +167,7 @@ def run_job(config: JobConfig, folder: Path, tracker: Tracker, progress: Progres
     _draw(folder, scored, result, mask, fulcrum, settings, particles.pixel_size)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     record_run(
-        folder, stop_reason=result.stop.value, seconds=summary["seconds"],
+        folder, stop_reason=result.stop.value, notes=notes, seconds=summary["seconds"],
         cpu_seconds=summary["cpu_seconds"],
     )  # fmt: skip
     _log(tracker, folder, curves)
@@ -428,13 +432,17 @@ def _settings(config: JobConfig) -> RefinementSettings:
     return RefinementSettings(
         rotation_extent=search.rotation_extent,
         shift_extent=search.shift_extent,
+        extent_shape=ExtentShape(search.extent_shape.value),
         rotation_prior=search.rotation_prior,
         shift_prior=search.shift_prior,
         recentre=search.recentre,
+        audit=search.audit,
+        seed=config.seed,
         max_iterations=loop.max_iterations,
         initial_lowpass=loop.initial_lowpass,
         max_resolution=loop.max_resolution,
         regularise=loop.regularisation is schemas.Regularisation.wiener,
+        correct_for_mask=loop.band_from is schemas.BandFrom.corrected,
     )
 
 
@@ -444,9 +452,17 @@ def _iteration_metrics(record: IterationRecord) -> dict[str, float]:
 
 
 _ITERATION_COLUMNS = (
-    "iteration", "band", "resolution", "rotation_change_median", "shift_change_median", "moved_median",
-    "at_rotation_extent", "at_shift_extent", "log_posterior", "seconds",
+    "iteration", "band", "resolution", "resolution_corrected", "rotation_change_median",
+    "shift_change_median", "moved_median", "at_rotation_extent", "at_shift_extent", "log_posterior",
+    "seconds",
 )  # fmt: skip
+
+
+def _audit_metrics(result: Refinement) -> dict[str, float]:
+    """What the exhaustive search of some particles showed, where there was one."""
+    if result.audit is None:
+        return {}
+    return {f"search/{name}": float(value) for name, value in asdict(result.audit).items()}
 
 
 def _truth_scores(
@@ -480,8 +496,11 @@ def _summary(
     summary |= {
         "pose/rotation_change_median": float(result.rotation_change.median()),
         "pose/shift_change_median": float(result.shift_change.median()),
+        "pose/rotation_sd_median": float(result.rotation_sd.median()),
+        "pose/shift_sd_median": float(result.shift_sd.median()),
         "pose/at_rotation_extent": last.at_rotation_extent,
         "pose/at_shift_extent": last.at_shift_extent,
+        **_audit_metrics(result),
         "mask/volume": float(mask.double().sum()) * pixel_size**3,
         "iterations": float(len(result.records)),
     }
@@ -525,6 +544,8 @@ def _write_tables(
     columns: dict[str, Tensor] = {
         "rotation_change": result.rotation_change,
         "shift_change": result.shift_change,
+        "rotation_sd": result.rotation_sd,
+        "shift_sd": result.shift_sd,
         "half_set": particles.half_sets,
     }
     for prefix, known in (("", truth), ("start_", start_truth)):
@@ -533,7 +554,11 @@ def _write_tables(
             columns[f"{prefix}shift_error"] = known.shift_error
     poses = pd.DataFrame({name: np.asarray(column.cpu()) for name, column in columns.items()})
     poses.to_csv(folder / "poses.csv", index=False, float_format="%.4f")
-    write_particles(particles, folder / "particles.star", rotations=result.rotations, shifts=result.shifts)
+    precision = {"cryosweepRotationSd": result.rotation_sd, "cryosweepShiftSdAngst": result.shift_sd}
+    write_particles(
+        particles, folder / "particles.star", rotations=result.rotations, shifts=result.shifts,
+        extra={label: values.numpy().round(4) for label, values in precision.items()},
+    )  # fmt: skip
 
 
 def _draw(

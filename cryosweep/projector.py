@@ -124,6 +124,28 @@ def slices(reference: Reference, rotations: Tensor, plane: HalfPlane) -> Tensor:
     return torch.view_as_complex(value.reshape(rotations.shape[0], -1, 2))
 
 
+def nearest_slices(reference: Reference, rotations: Tensor, plane: HalfPlane) -> Tensor:
+    """Central slices read at the nearest point of the cube: one gather instead of eight.
+
+    For a map that fills its box to r px from the centre, an error of at most `3^(1/2) pi r / pad n` rad in
+    phase, n the box: 2 to 5 % of a slice's power at pad 2.
+
+    Args:
+        reference: the map.
+        rotations: (b, 3, 3).
+        plane: K samples.
+
+    Returns:
+        (b, K) complex.
+    """
+    side = reference.side
+    axes = (rotations[:, :2].mT * reference.pad).reshape(-1, 2)
+    points = (axes @ plane.k.mT).add_(side // 2).round_().int()
+    x, y, z = points.reshape(rotations.shape[0], 3, -1).unbind(dim=1)
+    index = (z * side + y) * side + x
+    return reference.table.index_select(0, index.reshape(-1)).reshape(index.shape)
+
+
 def slices_with_gradient(reference: Reference, rotations: Tensor, plane: HalfPlane) -> tuple[Tensor, Tensor]:
     """Central slices and their exact derivative with respect to the sampled point.
 

@@ -2,7 +2,8 @@
 
 The images are multiplied by their CTF, cropped round the projected mask centre and kept as samples once per
 run; every iteration then searches poses against each half-set's own map and rebuilds both half-maps from
-those samples. The band follows the FSC of the unfiltered half-maps under the mask.
+those samples. The band follows the FSC of the unfiltered half-maps under the mask, less what the mask itself
+makes of it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from cryosweep.geometry import angle_between, rotation_from_vector, rotation_vec
 from cryosweep.io.particles import Particles
 from cryosweep.likelihood import noise_power
 from cryosweep.mask import centre_of_mass, mask_radius_px
-from cryosweep.projector import insert, make_reference, new_accumulator
+from cryosweep.projector import Reference, insert, make_reference, new_accumulator
 from cryosweep.reconstruction import (
     FourierSums,
     HalfMaps,
@@ -44,8 +45,21 @@ from cryosweep.reconstruction import (
     weigh_shells,
     wiener,
 )
-from cryosweep.resolution import crossing, fsc
-from cryosweep.search import Poses, SearchSpace, plan_search, residual_shift, search_poses
+from cryosweep.resolution import crossing, fsc, mask_corrected_fsc
+from cryosweep.search import (
+    MISSED,
+    ExtentShape,
+    Poses,
+    SearchPlan,
+    SearchResult,
+    SearchSpace,
+    plan_search,
+    posterior_covariance,
+    residual_shift,
+    search_poses,
+    search_shortfall,
+    turn,
+)
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +71,11 @@ PREPARE_CHUNK = 128
 AT_EXTENT = 0.95
 # Settled: half of the particles moved by less than this share of the resolution at the domain's rim.
 SETTLED_SHARE = 0.1
+# Least number of particles audited, and the share of them that may be missed before it is said.
+LEAST_FOR_AUDIT = 8
+TOLERABLE_SHORTFALL = 0.03
+# Fewer images of an optics group in a half-set than this give no noise spectrum of their own.
+LEAST_FOR_NOISE = 50
 
 
 class Stop(Enum):
@@ -76,8 +95,9 @@ class RefinementSettings:
     """What a user may choose about a local refinement.
 
     Attributes:
-        rotation_extent: degrees, largest rotation away from the anchor (norm of the rotation vector).
-        shift_extent: Å, largest shift beyond what the rotation about the fulcrum explains (norm).
+        rotation_extent: degrees, limit of the rotation vector away from the anchor (axes of the map).
+        shift_extent: Å, limit of the shift beyond what the rotation about the fulcrum explains.
+        extent_shape: what the two limit: the norm, or each component.
         rotation_prior: degrees, SD per axis of a Gaussian prior about the anchor, or None.
         shift_prior: Å, SD per axis of a Gaussian prior on that shift, or None.
         recentre: anchor extents and priors on the current poses in every iteration, not on the first ones.
@@ -85,10 +105,14 @@ class RefinementSettings:
         initial_lowpass: Å, low-pass of the first reference and first band.
         max_resolution: Å, finest band ever used for alignment, or None for Nyquist.
         regularise: filter the loop's references by their SSNR (else only low-pass them at the band).
+        audit: share of the particles, at least 8, searched exhaustively in the last iteration; 0: none.
+        seed: of the choice of those particles.
+        correct_for_mask: take band and SSNR from the FSC less what the mask makes of it (else with it).
     """
 
     rotation_extent: float = 20.0
     shift_extent: float = 10.0
+    extent_shape: ExtentShape = ExtentShape.norm
     rotation_prior: float | None = None
     shift_prior: float | None = None
     recentre: bool = False
@@ -96,6 +120,36 @@ class RefinementSettings:
     initial_lowpass: float = 12.0
     max_resolution: float | None = None
     regularise: bool = True
+    correct_for_mask: bool = True
+    audit: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Audit:
+    """How the default search compares with an exhaustive one of some particles, in the last iteration.
+
+    Attributes:
+        audited: number of particles.
+        shortfall_share: share of them whose log-posterior is more than 1 below the exhaustive search's.
+        shortfall_mean: mean difference of the log-posteriors.
+    """
+
+    audited: int
+    shortfall_share: float
+    shortfall_mean: float
+
+    @property
+    def finding(self) -> str | None:
+        """What to say where more particles than tolerable are missed, by more than chance; else None."""
+        share = self.shortfall_share
+        if share - math.sqrt(share * (1.0 - share) / self.audited) <= TOLERABLE_SHORTFALL:
+            return None
+        return (
+            f"an exhaustive search finds a better pose for {share:.0%} of {self.audited} particles audited "
+            f"({TOLERABLE_SHORTFALL:.0%} is tolerable); give smaller search extents, or a larger "
+            "search.audit to know it better"
+        )
 
 
 @dataclass(frozen=True)
@@ -106,7 +160,9 @@ class IterationRecord:
         iteration: from 1.
         band: Å, resolution up to which poses were searched.
         resolution: Å, where the half-maps' FSC under the mask falls below 0.143 afterwards.
-        gsfsc: (n_shells of the crop,) that FSC, of unfiltered half-maps.
+        resolution_corrected: Å, the same for the FSC less what the mask makes of it.
+        gsfsc: (n_shells of the crop,) FSC under the mask, of unfiltered half-maps.
+        gsfsc_corrected: (n_shells of the crop,) `mask_corrected_fsc` of them.
         rotation_change_median: degrees, from the starting poses.
         shift_change_median: Å, of the mask centre's projection, from the starting poses.
         moved_median: Å, movement at the domain's rim since the last iteration.
@@ -119,7 +175,9 @@ class IterationRecord:
     iteration: int
     band: float
     resolution: float
+    resolution_corrected: float
     gsfsc: Tensor
+    gsfsc_corrected: Tensor
     rotation_change_median: float
     shift_change_median: float
     moved_median: float
@@ -138,18 +196,35 @@ class Refinement:
         shifts: (n, 2) Å, float64, of the map's origin (box centre).
         rotation_change: (n,) degrees from the starting pose.
         shift_change: (n,) Å, movement of the projected mask centre.
+        covariance: (n, 5, 5) float64, Laplace covariance of each pose given the last references: rotation
+            about the mask centre (rad; x, y, z of the view) and shift of its projection (Å).
         records: one for each iteration.
         stop: why it ended.
         crop_size: px of the cropped images it worked on.
+        audit: what the search left on the table, if that was asked for.
     """
 
     rotations: Tensor
     shifts: Tensor
     rotation_change: Tensor
     shift_change: Tensor
+    covariance: Tensor
     records: tuple[IterationRecord, ...]
     stop: Stop
     crop_size: int
+    audit: Audit | None
+
+    @property
+    def rotation_sd(self) -> Tensor:
+        """(n,) degrees, posterior standard deviation of the rotation: root mean square over three axes."""
+        variances = torch.diagonal(self.covariance, dim1=-2, dim2=-1)
+        return torch.rad2deg(variances[:, :3].mean(dim=-1).sqrt())
+
+    @property
+    def shift_sd(self) -> Tensor:
+        """(n,) Å, the same of the mask centre's projection: root mean square over x and y."""
+        variances = torch.diagonal(self.covariance, dim1=-2, dim2=-1)
+        return variances[:, 3:].mean(dim=-1).sqrt()
 
 
 @dataclass(frozen=True)
@@ -170,12 +245,30 @@ class _Domain:
 
 @dataclass(frozen=True)
 class _PreparedImages:
-    """Cropped, CTF-multiplied images as samples, and the noise of each half-set."""
+    """Cropped, CTF-multiplied images as samples, and the noise of each half-set and optics group.
+
+    Attributes:
+        plane: K samples.
+        images: (n, K) complex.
+        weights: (n, K).
+        noise: (m, n_shells) variances.
+        noise_of: (n,) row of `noise` for each particle.
+    """
 
     plane: HalfPlane
     images: Tensor
     weights: Tensor
-    noise: tuple[Tensor, Tensor]
+    noise: Tensor
+    noise_of: Tensor
+
+
+@dataclass(frozen=True)
+class _Searched:
+    """What the poses of one iteration were searched with: references of both half-sets, plan, anchors."""
+
+    references: list[Reference]
+    plan: SearchPlan
+    anchor: Poses
 
 
 def crop_size_for(
@@ -230,6 +323,7 @@ def refine(
             rotation_prior=_optional(settings.rotation_prior, math.radians),
             shift_prior_px=_optional(settings.shift_prior, lambda value: value / pixel_size),
             lever_px=domain.lever_px.to(device, torch.float32),
+            shape=settings.extent_shape,
         )
         last_shell = _shell_of(settings.max_resolution, n, pixel_size, plane.max_shell)
         band = _shell_of(settings.initial_lowpass, n, pixel_size, last_shell)
@@ -239,7 +333,10 @@ def refine(
             torch.zeros(len(particles), 2, device=device),
         )
         poses, anchor = begin, begin
+        curvature = begin.shifts_px.new_zeros(len(particles), 5, 5)
         volumes = _first_volumes(start, mask, settings.initial_lowpass, domain)
+        searched: _Searched | None = None
+        log_posterior = begin.shifts_px.new_zeros(len(particles))
         records: list[IterationRecord] = []
         stop = Stop.ITERATION_LIMIT
         for iteration in range(1, settings.max_iterations + 1):
@@ -249,47 +346,58 @@ def refine(
                 space, coarse_shell=min(coarse, band), band_shell=band, box_size=n,
                 mask_radius_px=domain.effective_radius_px, dtype=torch.float32, device=device,
             )  # fmt: skip
+            searched = _Searched(references, plan, anchor)
             new = Poses(poses.rotations.clone(), poses.shifts_px.clone())
-            log_posterior = 0.0
             for half, rows in _half_chunks(particles.half_sets):
                 result = search_poses(
-                    references[half], plane, images=_whiten(prepared, half, rows, prepared.images),
-                    weights=_whiten(prepared, half, rows, prepared.weights),
+                    references[half], plane, images=_whiten(prepared, rows, prepared.images),
+                    weights=_whiten(prepared, rows, prepared.weights),
                     anchor=anchor[rows], current=poses[rows], space=space, plan=plan,
                 )  # fmt: skip
                 new.rotations[rows], new.shifts_px[rows] = result.poses.rotations, result.poses.shifts_px
-                log_posterior += float(result.log_posterior.sum())
+                curvature[rows] = result.curvature
+                log_posterior[rows] = result.log_posterior
                 if advance is not None:
                     advance(len(rows))
             sums = _insert_all(prepared, particles.half_sets, new)
-            gsfsc = fsc(*(unfiltered(half) * domain.mask for half in sums))
+            halves = [unfiltered(half) for half in sums]
+            gsfsc = fsc(*(half * domain.mask for half in halves))
+            corrected = mask_corrected_fsc(*halves, domain.mask)
             record = _record(
-                iteration, band=n * pixel_size / band, gsfsc=gsfsc, begin=begin, anchor=anchor, last=poses,
-                new=new, space=space, domain=domain, pixel_size=pixel_size,
-                log_posterior=log_posterior / len(particles), seconds=time.monotonic() - began,
+                iteration, band=n * pixel_size / band, gsfsc=gsfsc, corrected=corrected,
+                begin=begin, anchor=anchor, last=poses, new=new, space=space, domain=domain,
+                pixel_size=pixel_size,
+                log_posterior=float(log_posterior.mean()), seconds=time.monotonic() - began,
             )  # fmt: skip
             records.append(record)
             poses = new
             log.info(
-                "iteration %d: searched to %.1f Å, half-maps agree to %.1f Å, median change %.1f° %.1f Å, "
-                "at extent %.0f %% / %.0f %%, %.0f s", iteration, record.band, record.resolution,
+                "iteration %d: searched to %.1f Å, half-maps agree to %.1f Å (corrected %.1f Å), "
+                "median change %.1f° %.1f Å, at extent %.0f %% / %.0f %%, %.0f s",
+                iteration, record.band, record.resolution, record.resolution_corrected,
                 record.rotation_change_median, record.shift_change_median,
                 100 * record.at_rotation_extent, 100 * record.at_shift_extent, record.seconds,
             )  # fmt: skip
             if on_iteration is not None:
                 on_iteration(record)
-            reached = last_common_shell(gsfsc)
+            steering = corrected if settings.correct_for_mask else gsfsc
+            reached = last_common_shell(steering)
             if reached < 1:
                 stop = Stop.NO_COMMON_SIGNAL
                 break
-            if _settled(records):
+            if _settled(records, corrected=settings.correct_for_mask):
                 stop = Stop.SETTLED
                 break
             band = min(max(reached + 1, coarse), last_shell)
-            volumes = _next_volumes(sums, gsfsc, band, pixel_size, regularise=settings.regularise)
+            volumes = _next_volumes(sums, steering, band, pixel_size, regularise=settings.regularise)
             if settings.recentre:
                 anchor = poses
-    return _result(particles, poses, start_shift_px, domain, tuple(records), stop)
+        covariance = posterior_covariance(curvature, poses, space)
+        audit = None
+        if settings.audit > 0 and searched is not None:
+            found = SearchResult(poses, log_posterior, curvature)
+            audit = _audit(prepared, particles.half_sets, searched, found, space, settings)
+    return _result(particles, poses, covariance, start_shift_px, domain, tuple(records), stop, audit)
 
 
 def last_common_shell(curve: Tensor, threshold: float = FSC_THRESHOLD) -> int:
@@ -320,9 +428,12 @@ def _locate_domain(mask: Tensor, fulcrum: Tensor, settings: RefinementSettings, 
     whole = torch.tensor(centre, dtype=torch.float64)
     radius = mask_radius_px(mask, whole)
     lever = whole - fulcrum.double().cpu() / pixel_size
+    shape = settings.extent_shape
     crop = crop_size_for(
-        int(mask.shape[-1]), radius_px=radius, shift_extent_px=settings.shift_extent / pixel_size,
-        rotation_extent=math.radians(settings.rotation_extent), lever_px=float(lever.norm()),
+        int(mask.shape[-1]), radius_px=radius,
+        shift_extent_px=shape.longest(settings.shift_extent, 2) / pixel_size,
+        rotation_extent=math.radians(shape.longest(settings.rotation_extent, 3)),
+        lever_px=float(lever.norm()),
     )  # fmt: skip
     return _Domain(
         centre=centre,
@@ -366,7 +477,9 @@ def _prepare(
     fx = torch.fft.rfftfreq(box, dtype=torch.float32, device=device)
     fy = torch.fft.fftfreq(box, dtype=torch.float32, device=device)
     grid = torch.stack(torch.broadcast_tensors(fx[None, :], fy[:, None]), dim=-1).reshape(-1, 2)
-    power = torch.zeros(2, samples, dtype=torch.float64, device=device)
+    groups = int(particles.optics_group.max()) + 1
+    noise_of = particles.half_sets * groups + particles.optics_group
+    power = torch.zeros(2 * groups, plane.max_shell + 1, dtype=torch.float64, device=device)
     for rows in torch.arange(count).split(PREPARE_CHUNK):
         spectrum = torch.fft.rfft2(torch.fft.ifftshift(particles.images(rows).to(device), dim=(-2, -1)))
         phase = (2.0 * math.pi) * (centre_px[rows].to(device, torch.float32) @ grid.mT)
@@ -378,10 +491,12 @@ def _prepare(
         weights[rows] = _crop_samples(transfer.square(), box, plane).real
         plain = _crop_samples(spectrum, box, plane)
         squared = (plain.real.square() + plain.imag.square()).double()
-        power.index_add_(0, particles.half_sets[rows].to(device), squared)
+        by_shell = power.new_zeros(len(rows), power.shape[1]).index_add_(1, plane.shell, squared)
+        power.index_add_(0, noise_of[rows].to(device), by_shell)
         if advance is not None:
             advance(len(rows))
-    return _PreparedImages(plane, images, weights, _noise(power, particles.half_sets, plane))
+    noise = _noise(power, torch.bincount(noise_of, minlength=2 * groups), plane)
+    return _PreparedImages(plane, images, weights, noise, noise_of)
 
 
 def _crop_samples(spectrum: Tensor, box: int, plane: HalfPlane) -> Tensor:
@@ -390,31 +505,73 @@ def _crop_samples(spectrum: Tensor, box: int, plane: HalfPlane) -> Tensor:
     return spectrum_of_images(crop_centre(images, plane.box_size, dims=2), plane)
 
 
-def _noise(power: Tensor, half_sets: Tensor, plane: HalfPlane) -> tuple[Tensor, Tensor]:
-    """Noise variance (n_shells,) of each half-set: mean power of the cropped images.
+def _noise(power: Tensor, images: Tensor, plane: HalfPlane) -> Tensor:
+    """Noise variance (2 g, n_shells) of g optics groups in both half-sets: mean power of the cropped images.
 
     The signal's share is left in: at the signal-to-noise ratios of single particles it is a few per cent, and
-    what of it belongs to other domains is noise to this one.
+    what of it belongs to other domains is noise to this one. A group of too few images in a half-set takes
+    the spectrum of the whole half-set.
+
+    Args:
+        power: (2 g, n_shells) summed power, those of half-set 0 first.
+        images: (2 g,) number of images summed.
+        plane: the samples.
     """
-    noise: list[Tensor] = []
-    for half in (0, 1):
-        total = power.new_zeros(plane.max_shell + 1).index_add_(0, plane.shell, power[half])
-        count = torch.bincount(plane.shell, minlength=plane.max_shell + 1) * (half_sets == half).sum().to(
-            plane.shell.device
-        )
-        noise.append(noise_power(total, count).float())
-    return noise[0], noise[1]
+    samples = torch.bincount(plane.shell, minlength=plane.max_shell + 1)
+    halves = zip(power.chunk(2), images.to(power.device).chunk(2), strict=True)
+    noise = torch.empty_like(power, dtype=torch.float32)
+    groups = power.shape[0] // 2
+    for half, (sums, counts) in enumerate(halves):
+        pooled = noise_power(sums.sum(dim=0), samples * counts.sum())
+        for group, count in enumerate(counts.tolist()):
+            own = count >= LEAST_FOR_NOISE
+            noise[half * groups + group] = noise_power(sums[group], samples * count) if own else pooled
+        few = [count for count in counts.tolist() if 0 < count < LEAST_FOR_NOISE]
+        if few and int((counts > 0).sum()) > 1:
+            log.info(
+                "half-set %d: %d of %d optics groups have fewer than %d images (%d in all) and take the "
+                "noise spectrum of the whole half-set", half + 1, len(few), int((counts > 0).sum()),
+                LEAST_FOR_NOISE, sum(few),
+            )  # fmt: skip
+    return noise
 
 
-def _whiten(prepared: _PreparedImages, half: int, rows: Tensor, samples: Tensor) -> Tensor:
+def _whiten(prepared: _PreparedImages, rows: Tensor, samples: Tensor) -> Tensor:
     """Prepared images or weights of some particles, divided by the noise variance.
 
     The first shell is left out: it carries grey-scale offsets of the crop.
     """
-    inverse = 1.0 / prepared.noise[half][prepared.plane.shell]
-    inverse[: prepared.plane.count(1)] = 0.0
-    chosen = samples[rows.to(samples.device)].to(inverse.device)
-    return chosen * inverse
+    inverse = _inverse_noise(prepared, rows)
+    inverse[:, : prepared.plane.count(1)] = 0.0
+    return samples[rows.to(samples.device)].to(inverse.device) * inverse
+
+
+def _inverse_noise(prepared: _PreparedImages, rows: Tensor) -> Tensor:
+    """(b, K) inverse noise variance of the samples of some particles."""
+    noise = prepared.noise[prepared.noise_of[rows].to(prepared.noise.device)]
+    return (1.0 / noise)[:, prepared.plane.shell]
+
+
+def _audit(
+    prepared: _PreparedImages, half_sets: Tensor, searched: _Searched, found: SearchResult,
+    space: SearchSpace, settings: RefinementSettings,
+) -> Audit:  # fmt: skip
+    """Search a random share of the particles exhaustively, with what their poses were `found` with."""
+    count = len(half_sets)
+    audited = min(max(round(settings.audit * count), LEAST_FOR_AUDIT), count)
+    chosen = torch.randperm(count, generator=torch.Generator().manual_seed(settings.seed))[:audited]
+    shortfalls: list[Tensor] = []
+    for half in (0, 1):
+        rows = chosen[half_sets[chosen] == half]
+        if len(rows) > 0:
+            shortfall = search_shortfall(
+                searched.references[half], prepared.plane, images=_whiten(prepared, rows, prepared.images),
+                weights=_whiten(prepared, rows, prepared.weights), anchor=searched.anchor[rows],
+                found=found[rows], space=space, plan=searched.plan,
+            )  # fmt: skip
+            shortfalls.append(shortfall)
+    shortfall = torch.cat(shortfalls)
+    return Audit(audited, float((shortfall > MISSED).float().mean()), float(shortfall.mean()))
 
 
 def _half_chunks(half_sets: Tensor, chunk: int = 256) -> Iterator[tuple[int, Tensor]]:
@@ -435,7 +592,7 @@ def _insert_all(
         for _ in (0, 1)
     ]
     for half, rows in _half_chunks(half_sets):
-        inverse = 1.0 / prepared.noise[half][plane.shell]
+        inverse = _inverse_noise(prepared, rows)
         at = poses[rows]
         values = prepared.images[rows].to(device) * inverse * shift_phase(plane, at.shifts_px).conj()
         insert(sums[half], values, prepared.weights[rows].to(device) * inverse, at.rotations, plane)
@@ -455,32 +612,39 @@ def _first_volumes(start: HalfMaps, mask: Tensor, initial_lowpass: float, domain
 
 
 def _next_volumes(
-    sums: tuple[FourierSums, FourierSums], gsfsc: Tensor, band: int, pixel_size: float, *, regularise: bool
+    sums: tuple[FourierSums, FourierSums], curve: Tensor, band: int, pixel_size: float, *, regularise: bool
 ) -> list[Tensor]:
     """References of the next iteration, one for each half-set from its own sums."""
     if regularise:
-        ssnr = ssnr_of_fsc(gsfsc, last_shell=band)[: sums[0].shell_weight.numel()]
+        ssnr = ssnr_of_fsc(curve, last_shell=band)[: sums[0].shell_weight.numel()]
         return [wiener(half, ssnr.to(half.weight.dtype)) for half in sums]
     resolution = sums[0].box_size * pixel_size / band
     return [low_pass(unfiltered(half), resolution=resolution, pixel_size=pixel_size) for half in sums]
 
 
 def _record(
-    iteration: int, *, band: float, gsfsc: Tensor, begin: Poses, anchor: Poses, last: Poses, new: Poses,
-    space: SearchSpace, domain: _Domain, pixel_size: float, log_posterior: float, seconds: float,
+    iteration: int, *, band: float, gsfsc: Tensor, corrected: Tensor, begin: Poses, anchor: Poses,
+    last: Poses, new: Poses, space: SearchSpace, domain: _Domain, pixel_size: float, log_posterior: float,
+    seconds: float,
 ) -> IterationRecord:  # fmt: skip
     """Summary of one iteration."""
     change = torch.rad2deg(angle_between(new.rotations, begin.rotations))
     shift = (new.shifts_px - begin.shifts_px).norm(dim=-1) * pixel_size
     turned = angle_between(new.rotations, last.rotations) * domain.effective_radius_px
     moved = (turned + (new.shifts_px - last.shifts_px).norm(dim=-1)) * pixel_size
-    rotation_reach = angle_between(new.rotations, anchor.rotations)
-    shift_reach = residual_shift(new, anchor, space.lever_px).norm(dim=-1)
+    rotation_reach = space.shape.size(turn(new, anchor))
+    shift_reach = space.shape.size(residual_shift(new, anchor, space.lever_px))
+    masked, less_mask = (
+        crossing(curve, FSC_THRESHOLD, box_size=domain.crop_size, pixel_size=pixel_size)
+        for curve in (gsfsc, corrected)
+    )
     return IterationRecord(
         iteration=iteration,
         band=band,
-        resolution=crossing(gsfsc, FSC_THRESHOLD, box_size=domain.crop_size, pixel_size=pixel_size),
+        resolution=masked,
+        resolution_corrected=less_mask,
         gsfsc=gsfsc,
+        gsfsc_corrected=corrected,
         rotation_change_median=float(change.median()),
         shift_change_median=float(shift.median()),
         moved_median=float(moved.median()),
@@ -491,30 +655,35 @@ def _record(
     )
 
 
-def _settled(records: list[IterationRecord]) -> bool:
+def _settled(records: list[IterationRecord], *, corrected: bool) -> bool:
     """No finer resolution than the iteration before, and poses that hardly moved."""
     if len(records) < 2:
         return False
-    last, before = records[-1], records[-2]
-    return last.resolution >= before.resolution and last.moved_median < SETTLED_SHARE * last.resolution
+    before, last = (
+        record.resolution_corrected if corrected else record.resolution for record in records[-2:]
+    )
+    return last >= before and records[-1].moved_median < SETTLED_SHARE * last
 
 
 def _result(
-    particles: Particles, poses: Poses, start_shift_px: Tensor, domain: _Domain,
-    records: tuple[IterationRecord, ...], stop: Stop,
+    particles: Particles, poses: Poses, covariance: Tensor, start_shift_px: Tensor, domain: _Domain,
+    records: tuple[IterationRecord, ...], stop: Stop, audit: Audit | None,
 ) -> Refinement:  # fmt: skip
     """Poses back in the frame of the whole map, in float64."""
     # the search works in float32: take over the change of rotation, so that the product stays orthonormal
     change = rotation_vector(poses.rotations.double().cpu() @ particles.rotations.mT)
     rotations = rotation_from_vector(change) @ particles.rotations
     moved = poses.shifts_px.double().cpu()
+    unit = torch.tensor([1.0, 1.0, 1.0, particles.pixel_size, particles.pixel_size], dtype=torch.float64)
     shifts_px = moved + start_shift_px - (rotations @ domain.centre_vector)[:, :2]
     return Refinement(
         rotations=rotations,
         shifts=shifts_px * particles.pixel_size,
         rotation_change=torch.rad2deg(change.norm(dim=-1)),
         shift_change=moved.norm(dim=-1) * particles.pixel_size,
+        covariance=covariance.cpu() * unit[:, None] * unit,
         records=records,
         stop=stop,
         crop_size=domain.crop_size,
+        audit=audit,
     )

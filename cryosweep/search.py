@@ -3,20 +3,22 @@
 The search runs in the frame of the mask: an image's shift is where the *mask centre* lands (px, relative to
 the crop centre). A hypothesis is
 
-    R = exp([omega]x) R_c,      s = t - t_c - P (R - R_c) d,      d = mask centre - fulcrum
+    R = R_c exp([omega]x),      s = t - t_c - P (R - R_c) d,      d = mask centre - fulcrum
 
-with (R_c, t_c) the anchor, P the projection on x, y. `|omega|` and `|s|` are bounded by the extents and may
-carry Gaussian priors; s is the shift left once the rotation about the fulcrum is accounted for, which is all
-that the fulcrum does: the likelihood knows nothing of it.
+with (R_c, t_c) the anchor, P the projection on x, y. omega and s are bounded by the extents and may carry
+Gaussian priors; s is the shift left once the rotation about the fulcrum is accounted for, which is all that
+the fulcrum does: the likelihood knows nothing of it.
 
 A coarse grid at a low band finds starts; a damped Gauss-Newton (Levenberg-Marquardt) search over all five
-degrees of freedom refines them through rising bands, with fewer starts on every step.
+degrees of freedom refines them through rising bands, with fewer starts on every step, until each has
+converged.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum, auto
 
 import torch
 from torch import Tensor
@@ -31,6 +33,39 @@ SAMPLES_PER_CHUNK = 2**18
 FIRST_DAMPING = 1e-2
 LONGEST_STEP_RAD = 0.35
 LONGEST_STEP_PX = 4.0
+# A start is left alone once its next step promises to gain less log-posterior than this.
+CONVERGED = 0.02
+# Poses that far below the best of an exhaustive search count as missed.
+MISSED = 1.0
+AUDIT_STEP_RAD = math.radians(6.0)
+# An extent of zero (rad, px) that can still be divided by.
+_NO_EXTENT = 1e-4
+
+
+class ExtentShape(StrEnum):
+    """What an extent limits of a rotation vector (axes of the map) or a shift (axes of the image)."""
+
+    norm = auto()
+    per_axis = auto()
+
+    def size(self, vector: Tensor) -> Tensor:
+        """(...,) what is compared to the extent, of vectors (..., k)."""
+        return vector.norm(dim=-1) if self is ExtentShape.norm else vector.abs().amax(dim=-1)
+
+    def bounded(self, vector: Tensor, extent: float) -> Tensor:
+        """The nearest vectors (..., k) within the extent; those that are get back unchanged."""
+        if self is ExtentShape.per_axis:
+            return vector.clamp(-extent, extent)
+        length = vector.norm(dim=-1, keepdim=True)
+        return torch.where(length > extent, vector * (extent / length.clamp_min(1e-12)), vector)
+
+    def longest(self, extent: float, axes: int) -> float:
+        """Norm of the longest vector of `axes` components within the extent."""
+        return extent if self is ExtentShape.norm else extent * math.sqrt(axes)
+
+    def spread(self, extent: float, axes: int) -> float:
+        """Standard deviation of each of `axes` components of a vector uniform within the extent."""
+        return extent / math.sqrt(axes + 2.0 if self is ExtentShape.norm else 3.0)
 
 
 @dataclass(frozen=True)
@@ -38,11 +73,12 @@ class SearchSpace:
     """Where poses may lie.
 
     Attributes:
-        rotation_extent: rad, largest rotation away from the anchor.
-        shift_extent_px: largest residual shift.
+        rotation_extent: rad, limit of the rotation vector away from the anchor.
+        shift_extent_px: limit of the residual shift.
         rotation_prior: rad, standard deviation per axis of a Gaussian prior about the anchor, or None.
         shift_prior_px: the same for each component of the residual shift, or None.
         lever_px: (3,) mask centre minus fulcrum, map frame.
+        shape: what the two extents limit, the norm or each component.
     """
 
     rotation_extent: float
@@ -50,6 +86,7 @@ class SearchSpace:
     rotation_prior: float | None
     shift_prior_px: float | None
     lever_px: Tensor
+    shape: ExtentShape = ExtentShape.norm
 
     def __post_init__(self) -> None:
         if not 0 <= self.rotation_extent <= math.pi:
@@ -67,7 +104,10 @@ class SearchSpace:
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the band pyramid: polish the best `starts` at shells up to `shell`, `iterations` times."""
+    """One step of the band pyramid: the best `starts`, polished at shells up to `shell`.
+
+    A start takes at most `iterations` steps; fewer where it has converged.
+    """
 
     shell: int
     starts: int
@@ -110,27 +150,36 @@ class SearchResult:
     log_posterior: Tensor
     curvature: Tensor
 
+    def __getitem__(self, index: Tensor) -> SearchResult:
+        return SearchResult(self.poses[index], self.log_posterior[index], self.curvature[index])
 
-def rotation_grid(extent: float, step: float, *, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(r, 3) rotation vectors on a body-centred cubic lattice in the ball of radius `extent` (rad).
 
-    `step` is the distance of nearest neighbours; the origin is always a point.
+def rotation_grid(
+    extent: float, step: float, *, shape: ExtentShape, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """(r, 3) rotation vectors on a body-centred cubic lattice within `extent` (rad).
+
+    `step` is the distance of nearest neighbours; the origin is always a point. Vectors beyond half a turn,
+    which name rotations a second time, are left out.
     """
     edge = 2.0 * step / math.sqrt(3.0)
     reach = math.ceil(extent / edge) + 1
     axis = torch.arange(-reach, reach + 1, dtype=torch.float64)
     corner = torch.cartesian_prod(axis, axis, axis)
     points = torch.cat([corner, corner + 0.5]) * edge
-    inside = points.norm(dim=1) <= extent * (1 + 1e-9)
+    slack = 1 + 1e-9
+    inside = (shape.size(points) <= extent * slack) & (points.norm(dim=1) <= math.pi * slack)
     return points[inside].to(dtype=dtype, device=device)
 
 
-def shift_grid(extent_px: float, step_px: float, *, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(s, 2) shifts on a square lattice in the disc of radius `extent_px`; the origin is always a point."""
+def shift_grid(
+    extent_px: float, step_px: float, *, shape: ExtentShape, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """(s, 2) shifts on a square lattice within `extent_px`; the origin is always a point."""
     reach = math.floor(extent_px / step_px * (1 + 1e-9))
     axis = torch.arange(-reach, reach + 1, dtype=torch.float64) * step_px
     points = torch.cartesian_prod(axis, axis)
-    return points[points.norm(dim=1) <= extent_px * (1 + 1e-9)].to(dtype=dtype, device=device)
+    return points[shape.size(points) <= extent_px * (1 + 1e-9)].to(dtype=dtype, device=device)
 
 
 def plan_search(
@@ -146,16 +195,24 @@ def plan_search(
     """A grid whose steps keep the coarse band in phase, and a pyramid up to `band_shell`.
 
     At resolution d a rotation by d / 2r moves the rim of a domain of radius r by half a period's half, and
-    shifts are stepped by d / 4. With three starts and the anchor kept, 1-3 % of particles end more than
-    1 below the best of an exhaustive search (docs/performance.md).
+    shifts are stepped by d / 4. The low bands only sort the starts, so few steps are taken there; the last
+    band is where poses must converge. 1 % of particles end more than 1 below the best of an exhaustive
+    search (docs/performance.md).
     """
     period_px = box_size / coarse_shell
     rotation_step = min(max(period_px / (2.0 * mask_radius_px), math.radians(3.0)), math.radians(15.0))
-    vectors = rotation_grid(space.rotation_extent, rotation_step, dtype=dtype, device=device)
-    shifts = shift_grid(space.shift_extent_px, period_px / 4.0, dtype=dtype, device=device)
+    vectors = rotation_grid(
+        space.rotation_extent, rotation_step, shape=space.shape, dtype=dtype, device=device
+    )
+    shifts = shift_grid(space.shift_extent_px, period_px / 4.0, shape=space.shape, dtype=dtype, device=device)
     middle = round(math.sqrt(coarse_shell * band_shell))
-    stages = (Stage(coarse_shell, 4, 3), Stage(middle, 2, 3), Stage(band_shell, 1, 4))
+    stages = (Stage(coarse_shell, 4, 1), Stage(middle, 2, 2), Stage(band_shell, 1, 10))
     return SearchPlan(coarse_shell, vectors, shifts, stages)
+
+
+def turn(poses: Poses, anchor: Poses) -> Tensor:
+    """(..., 3) rotation vector omega of poses away from their anchors, in the axes of the map."""
+    return rotation_vector(anchor.rotations.mT @ poses.rotations)
 
 
 def residual_shift(poses: Poses, anchor: Poses, lever_px: Tensor) -> Tensor:
@@ -165,25 +222,21 @@ def residual_shift(poses: Poses, anchor: Poses, lever_px: Tensor) -> Tensor:
 
 
 def confine(poses: Poses, anchor: Poses, space: SearchSpace) -> Poses:
-    """`poses` brought back, along the ray to the anchor, into the extents."""
-    vector = rotation_vector(poses.rotations @ anchor.rotations.mT)
-    length = vector.norm(dim=-1, keepdim=True)
-    outside = length > space.rotation_extent
-    bounded = vector * (space.rotation_extent / length.clamp_min(1e-12))
-    turned = rotation_from_vector(bounded) @ anchor.rotations
-    rotations = torch.where(outside[..., None], turned, poses.rotations)
+    """`poses` with rotation vector and residual shift brought back to the nearest within the extents."""
+    vector = turn(poses, anchor)
+    outside = space.shape.size(vector) > space.rotation_extent
+    turned = anchor.rotations @ rotation_from_vector(space.shape.bounded(vector, space.rotation_extent))
+    rotations = torch.where(outside[..., None, None], turned, poses.rotations)
     left = residual_shift(Poses(rotations, poses.shifts_px), anchor, space.lever_px)
-    length = left.norm(dim=-1, keepdim=True)
-    excess = left * (1.0 - space.shift_extent_px / length.clamp_min(1e-12))
-    return Poses(rotations, poses.shifts_px - torch.where(length > space.shift_extent_px, excess, 0.0))
+    excess = left - space.shape.bounded(left, space.shift_extent_px)
+    return Poses(rotations, poses.shifts_px - excess)
 
 
 def log_prior(poses: Poses, anchor: Poses, space: SearchSpace) -> Tensor:
     """(...,) Gaussian log-prior of poses about their anchors; zero where no prior is set."""
     total = poses.shifts_px.new_zeros(poses.shifts_px.shape[:-1])
     if space.rotation_prior is not None:
-        vector = rotation_vector(poses.rotations @ anchor.rotations.mT)
-        total = total - vector.square().sum(-1) / (2 * space.rotation_prior**2)
+        total = total - turn(poses, anchor).square().sum(-1) / (2 * space.rotation_prior**2)
     if space.shift_prior_px is not None:
         left = residual_shift(poses, anchor, space.lever_px)
         total = total - left.square().sum(-1) / (2 * space.shift_prior_px**2)
@@ -262,6 +315,28 @@ def search_poses(
     )
 
 
+def search_shortfall(
+    reference: Reference, plane: HalfPlane, *, images: Tensor, weights: Tensor, anchor: Poses,
+    found: SearchResult, space: SearchSpace, plan: SearchPlan,
+) -> Tensor:  # fmt: skip
+    """(n,) log-posterior by which an exhaustive search does better than what `plan` has found; 0 at least.
+
+    Exhaustive: eight starts from a grid of 6 degrees and from the pose found, all of them kept to the last
+    band and polished there for ten steps. The other arguments are those of `search_poses`.
+    """
+    last = plan.stages[-1].shell
+    vectors = rotation_grid(
+        space.rotation_extent, AUDIT_STEP_RAD, shape=space.shape, dtype=plan.vectors.dtype,
+        device=plan.vectors.device,
+    )  # fmt: skip
+    stages = (Stage(plan.coarse_shell, 8, 4), Stage(last, 8, 10))
+    best = search_poses(
+        reference, plane, images=images, weights=weights, anchor=anchor, current=found.poses, space=space,
+        plan=replace(plan, vectors=vectors, stages=stages),
+    )  # fmt: skip
+    return (best.log_posterior - found.log_posterior).clamp_min(0.0)
+
+
 def _coarse_starts(
     reference: Reference, plane: HalfPlane, *, images: Tensor, weights: Tensor, anchor: Poses,
     space: SearchSpace, plan: SearchPlan, keep: int,
@@ -276,7 +351,7 @@ def _coarse_starts(
     chunk = max(1, SAMPLES_PER_CHUNK // (samples * grid.shape[0]))
     for first in range(0, count, chunk):
         rows = slice(first, first + chunk)
-        trial = grid @ anchor.rotations[rows, None]
+        trial = anchor.rotations[rows, None] @ grid
         swing = ((trial - anchor.rotations[rows, None]) @ space.lever_px)[..., :2]
         base = anchor.shifts_px[rows, None] + swing
         score = prior + log_likelihood_on_grid(
@@ -309,25 +384,16 @@ def _polish(
     count, h = hypotheses.shifts_px.shape[:2]
     samples = plane.k.shape[0]
     parts: list[SearchResult] = []
-    chunk = max(1, SAMPLES_PER_CHUNK // (samples * h))
-    for first in range(0, count, chunk):
+    owners = torch.arange(count, device=images.device).repeat_interleave(h)
+    starts = Poses(hypotheses.rotations.reshape(-1, 3, 3), hypotheses.shifts_px.reshape(-1, 2))
+    chunk = h * max(1, SAMPLES_PER_CHUNK // (samples * h))
+    for first in range(0, count * h, chunk):
         rows = slice(first, first + chunk)
-        size = min(chunk, count - first)
-        tile = torch.arange(size, device=images.device).repeat_interleave(h)
-        parts.append(
-            levenberg_marquardt(
-                reference,
-                plane,
-                images=images[rows, :samples][tile],
-                weights=weights[rows, :samples][tile],
-                anchor=anchor[rows][tile],
-                start=Poses(
-                    hypotheses.rotations[rows].reshape(-1, 3, 3), hypotheses.shifts_px[rows].reshape(-1, 2)
-                ),
-                space=space,
-                iterations=iterations,
-            )
-        )
+        part = levenberg_marquardt(
+            reference, plane, images=images[:, :samples], weights=weights[:, :samples], owner=owners[rows],
+            anchor=anchor[owners[rows]], start=starts[rows], space=space, iterations=iterations,
+        )  # fmt: skip
+        parts.append(part)
     return SearchResult(
         Poses(
             torch.cat([part.poses.rotations for part in parts]).reshape(count, h, 3, 3),
@@ -339,58 +405,87 @@ def _polish(
 
 
 def levenberg_marquardt(
-    reference: Reference, plane: HalfPlane, *, images: Tensor, weights: Tensor, anchor: Poses,
-    start: Poses, space: SearchSpace, iterations: int,
+    reference: Reference, plane: HalfPlane, *, images: Tensor, weights: Tensor, owner: Tensor,
+    anchor: Poses, start: Poses, space: SearchSpace, iterations: int,
 ) -> SearchResult:  # fmt: skip
-    """Maximise the log-posterior of b images from one start each, inside the extents.
+    """Maximise the log-posterior from b starts, inside the extents.
 
-    Value, gradient and curvature come from one pass at the trial pose; a rejected step raises that
-    particle's damping and reuses the old ones. A trial outside the extents is projected back before it is
-    judged, so every pose that is ever accepted is feasible.
+    Value, gradient and curvature come from one pass at the trial pose; a rejected step raises that start's
+    damping and reuses the old ones. A trial outside the extents is projected back before it is judged, so
+    every pose that is ever accepted is feasible. A start takes no more steps once the next one promises less
+    than `CONVERGED`.
 
     Args:
         reference: map to slice.
         plane: K samples.
-        images: (b, K) complex, Y.
-        weights: (b, K), W.
+        images: (n, K) complex, Y.
+        weights: (n, K), W.
+        owner: (b,) the image that each start belongs to.
         anchor: b poses.
         start: b poses.
         space: extents, priors, lever.
-        iterations: trial steps.
+        iterations: most trial steps.
     """
 
-    def evaluate(poses: Poses) -> Quadratic:
+    def evaluate(poses: Poses, rows: Tensor) -> Quadratic:
         likelihood = log_likelihood_quadratic(
-            reference, plane, images=images, weights=weights,
+            reference, plane, images=images[owner[rows]], weights=weights[owner[rows]],
             rotations=poses.rotations, shifts_px=poses.shifts_px,
         )  # fmt: skip
-        prior = prior_quadratic(poses, anchor, space)
+        prior = prior_quadratic(poses, anchor[rows], space)
         return Quadratic(
             likelihood.value + prior.value,
             likelihood.gradient + prior.gradient,
             likelihood.curvature + prior.curvature,
         )
 
+    active = torch.arange(owner.shape[0], device=owner.device)
     poses = confine(start, anchor, space)
-    state = evaluate(poses)
+    state = evaluate(poses, active)
     damping = torch.full_like(state.value, FIRST_DAMPING)
     for _ in range(iterations):
-        step = _damped_step(state, damping)
-        trial = Poses(rotation_from_vector(step[:, :3]) @ poses.rotations, poses.shifts_px + step[:, 3:])
-        trial = confine(trial, anchor, space)
-        new = evaluate(trial)
-        better = new.value > state.value
-        poses = Poses(
-            torch.where(better[:, None, None], trial.rotations, poses.rotations),
-            torch.where(better[:, None], trial.shifts_px, poses.shifts_px),
-        )
-        state = Quadratic(
-            torch.where(better, new.value, state.value),
-            torch.where(better[:, None], new.gradient, state.gradient),
-            torch.where(better[:, None, None], new.curvature, state.curvature),
-        )
-        damping = torch.where(better, damping * 0.2, damping * 8.0)
+        step = _damped_step(state[active], damping[active])
+        promising = (step * state.gradient[active]).sum(dim=-1) > CONVERGED
+        active, step = active[promising], step[promising]
+        if active.numel() == 0:
+            break
+        turned = rotation_from_vector(step[:, :3]) @ poses.rotations[active]
+        trial = confine(Poses(turned, poses.shifts_px[active] + step[:, 3:]), anchor[active], space)
+        new = evaluate(trial, active)
+        gain = new.value - state.value[active]
+        better = gain > 0
+        accepted = active[better]
+        poses.rotations[accepted] = trial.rotations[better]
+        poses.shifts_px[accepted] = trial.shifts_px[better]
+        state.value[accepted] = new.value[better]
+        state.gradient[accepted] = new.gradient[better]
+        state.curvature[accepted] = new.curvature[better]
+        damping[active] *= torch.where(better, 0.2, 8.0)
     return SearchResult(poses, state.value, state.curvature)
+
+
+def posterior_covariance(curvature: Tensor, poses: Poses, space: SearchSpace) -> Tensor:
+    """Laplace covariance (n, 5, 5) of best poses, in the coordinates of `Quadratic`, float64.
+
+    The inverse of the curvature, to which the extents are added as Gaussians as wide as a uniform pose in
+    them: where the image and the priors say
+    nothing, the covariance is that of not knowing. It holds for the given reference, noise of the reference
+    and other optima not counted.
+
+    Args:
+        curvature: (n, 5, 5) at `poses`, priors included.
+        poses: n.
+        space: extents and lever.
+    """
+    allowed = replace(
+        space,
+        rotation_prior=space.shape.spread(max(space.rotation_extent, _NO_EXTENT), 3),
+        shift_prior_px=space.shape.spread(max(space.shift_extent_px, _NO_EXTENT), 2),
+    )
+    total = (curvature + prior_quadratic(poses, poses, allowed).curvature).double()
+    scale = torch.diagonal(total, dim1=-2, dim2=-1).rsqrt()
+    scaled = torch.linalg.inv(total * scale[:, :, None] * scale[:, None, :])
+    return scaled * scale[:, :, None] * scale[:, None, :]
 
 
 def _damped_step(state: Quadratic, damping: Tensor) -> Tensor:

@@ -102,6 +102,8 @@ def assert_same(first: Particles, second: Particles) -> None:
     torch.testing.assert_close(first.rotations, second.rotations, rtol=0, atol=3e-8)
     torch.testing.assert_close(first.shifts, second.shifts, rtol=0, atol=2e-6)
     assert torch.equal(first.half_sets, second.half_sets)
+    if (first.optics_table is None) == (second.optics_table is None):
+        assert torch.equal(first.optics_group, second.optics_group)
     assert first.pixel_size == second.pixel_size
     assert first.box_size == second.box_size
     every = torch.arange(len(first))
@@ -119,6 +121,7 @@ def test_relion31_table(project):
     assert particles.box_size == 6
     assert particles.block == "particles"
     assert particles.shifts.tolist() == [[-1.25, -0.5], [2.5, 0.0], [0.0, 7.5], [-10.0, -5.0]]
+    assert particles.optics_group.tolist() == [0, 1, 0, 1]
     assert particles.half_sets.tolist() == [0, 1, 1, 0]
     assert particles.index_in_stack.tolist() == [0, 2, 1, 3]
     assert particles.optics.voltage.tolist() == [300.0, 200.0, 300.0, 200.0]
@@ -141,6 +144,7 @@ def test_relion31_table(project):
 def test_tables_before_relion31_mean_the_same(project, block):
     old = read_particles(write_star(project / "old.star", **{block: RELION30}))
     assert old.optics_table is None
+    assert old.optics_group.tolist() == [0] * 4
     assert old.block == block.removeprefix("unnamed")
     assert_same(old, read_particles(relion31(project)))
 
@@ -640,7 +644,8 @@ def test_stacks_behind_links_and_in_folders_with_spaces(project, tmp_path_factor
 
 
 def test_a_selection_is_written(project):
-    particles = read_particles(relion31(project)).take(torch.tensor([3, 1]))
+    particles = read_particles(relion31(project)).take(torch.tensor([3, 1, 0]))
+    assert particles.optics_group.tolist() == [1, 1, 0]
     target = project / "selection.star"
     write_particles(particles, target, rotations=particles.rotations, shifts=particles.shifts)
     assert_same(read_particles(target), particles)
@@ -701,6 +706,20 @@ def test_relion_reads_new_particles(tmp_path, generator, relion):
         assert file.data.shape == (32, 32, 32)
         assert float(file.data.std()) > 0
         assert float(file.voxel_size.x) == 2.5
+
+
+@pytest.mark.relion
+def test_relion_keeps_columns_of_other_programs(tmp_path, generator, relion):
+    particles = simulated(tmp_path, generator)
+    spread = np.linspace(0.5, 4.0, len(particles))
+    write_particles(
+        particles, particles.path, rotations=particles.rotations, shifts=particles.shifts,
+        extra={"cryosweepRotationSd": spread},
+    )  # fmt: skip
+    relion("relion_reconstruct", "--i", "particles.star", "--o", "map.mrc", "--ctf", "--maxres", 10)
+    relion("relion_star_handler", "--i", "particles.star", "--o", "again.star", "--select", "rlnDefocusU")
+    again = read_particles(tmp_path / "again.star")
+    assert [float(text) for text in again.table["cryosweepRotationSd"]] == spread.tolist()
 
 
 # ---- real files ----

@@ -11,6 +11,7 @@ from cryosweep.projector import (
     insert,
     interpolation_envelope,
     make_reference,
+    nearest_slices,
     new_accumulator,
     project,
     slices,
@@ -19,6 +20,18 @@ from cryosweep.projector import (
     volume_of_cube,
 )
 from tests.reference.exact import exact_slice, random_blobs
+
+
+def test_nearest_slices_are_exact_on_the_grid_and_near_elsewhere(generator):
+    n, radius = 48, 10.0
+    reference = make_reference(random_blobs(generator, radius=radius).volume(n))
+    plane = half_plane(n, max_shell=15, dtype=torch.float64, device="cpu")
+    swap = torch.tensor([[[0.0, 1, 0], [0, 0, 1], [1, 0, 0]]], dtype=torch.float64)
+    assert_close(nearest_slices(reference, swap, plane), slices(reference, swap, plane))
+    rotations = random_rotations(40, generator, dtype=torch.float64)
+    smooth = slices(reference, rotations, plane)
+    error = nearest_slices(reference, rotations, plane) - smooth
+    assert float(error.abs().square().sum() / smooth.abs().square().sum()) < 0.06
 
 
 @pytest.mark.parametrize(

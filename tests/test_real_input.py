@@ -89,7 +89,13 @@ def assert_complete(folder: Path, *, box_size: int, rows: int) -> None:
     curves = pd.read_csv(folder / "fsc.csv")
     assert len(curves) == box_size // 2 + 1
     assert np.isfinite(curves.to_numpy()).all()
-    assert len(pd.read_csv(folder / "poses.csv")) == rows
+    poses = pd.read_csv(folder / "poses.csv")
+    assert len(poses) == rows
+    assert (poses[["rotation_sd", "shift_sd"]] > 0).all(axis=None)
+    labels = read_particles(folder / "particles.star", ctf_damping="none").table.columns
+    assert {"cryosweepRotationSd", "cryosweepShiftSdAngst"} <= set(labels)
+    assert {"resolution", "resolution_corrected"} <= set(pd.read_csv(folder / "iterations.csv").columns)
+    assert {"pose/rotation_sd_median", "pose/shift_sd_median"} <= set(read_json(folder / "summary.json"))
     assert all(math.isfinite(value) for value in read_json(folder / "summary.json").values())
     assert not (folder / "traceback.txt").exists()
 

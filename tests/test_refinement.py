@@ -8,15 +8,30 @@ import torch
 
 from cryosweep import refinement
 from cryosweep.ctf import Optics
-from cryosweep.fourier import crop_centre, low_pass
-from cryosweep.geometry import angle_between, random_rotations, rotation_from_vector
+from cryosweep.fourier import crop_centre, half_plane, low_pass, shift_phase
+from cryosweep.geometry import (
+    angle_between,
+    mean_rotation,
+    random_rotations,
+    rotation_from_vector,
+    rotation_vector,
+)
 from cryosweep.io.maps import open_stack_for_writing
 from cryosweep.io.particles import new_particles, read_particles, write_particles
 from cryosweep.mask import centre_of_mass, spherical_mask
-from cryosweep.projector import project
+from cryosweep.projector import make_reference, project, slices
 from cryosweep.reconstruction import HalfMaps, reconstruct_half_maps
-from cryosweep.refinement import RefinementSettings, Stop, crop_size_for, last_common_shell, refine
+from cryosweep.refinement import Audit, RefinementSettings, Stop, crop_size_for, last_common_shell, refine
 from cryosweep.resolution import fsc
+from cryosweep.search import (
+    ExtentShape,
+    Poses,
+    SearchSpace,
+    Stage,
+    plan_search,
+    posterior_covariance,
+    search_poses,
+)
 from tests.reference.exact import Blobs
 
 BOX, PIXEL = 48, 4.0
@@ -96,8 +111,6 @@ def refined(scene):
 
 def rotation_errors(scene, rotations):
     """Degrees to the truth after taking out the one turn of the whole frame."""
-    from cryosweep.geometry import mean_rotation
-
     frame = mean_rotation(rotations.mT @ scene.rotations)
     return torch.rad2deg(angle_between(rotations @ frame, scene.rotations))
 
@@ -135,6 +148,54 @@ def test_extents_hold_in_the_frame_of_the_file(scene):
     assert result.records[0].at_rotation_extent > 0.3
 
 
+def test_extents_per_axis_hold_in_the_frame_of_the_file(scene):
+    """Components along the axes of the map, the same for every particle, and of the image."""
+    result = run(
+        scene, rotation_extent=5.0, shift_extent=2.0, extent_shape=ExtentShape.per_axis, max_iterations=1
+    )
+    turned = torch.rad2deg(rotation_vector(scene.particles.rotations.mT @ result.rotations))
+    point = DOMAIN_CENTRE * PIXEL
+    moved = ((result.rotations - scene.particles.rotations) @ point)[:, :2] + result.shifts
+    assert float(turned.abs().max()) <= 5.0 + 1e-3
+    assert float(moved.abs().max()) <= 2.0 + 1e-3
+    assert float(turned.norm(dim=1).max()) > 6.0
+    at_extent = (turned.abs() > 0.95 * 5.0).any(dim=1).float().mean()
+    assert result.records[0].at_rotation_extent == pytest.approx(float(at_extent), abs=0.01)
+    assert result.records[0].at_rotation_extent > 0.3
+
+
+def test_audit_changes_no_pose_and_finds_little(scene):
+    plain = run(scene, max_iterations=2)
+    audited = run(scene, max_iterations=2, audit=0.2)
+    assert plain.audit is None
+    assert torch.equal(plain.rotations, audited.rotations)
+    assert audited.audit.audited == 48
+    assert audited.audit.shortfall_share <= 0.05
+    assert 0 <= audited.audit.shortfall_mean < 0.2
+    assert run(scene, max_iterations=1, audit=1e-3).audit.audited == 8
+
+
+def test_audit_tells_a_bad_search(scene, monkeypatch):
+    """One step from the starting poses leaves much to be found."""
+    plan = refinement.plan_search
+
+    def poor(*positional, **named):
+        made = plan(*positional, **named)
+        return replace(made, stages=(Stage(made.stages[-1].shell, 1, 1),))
+
+    monkeypatch.setattr(refinement, "plan_search", poor)
+    audit = run(scene, max_iterations=1, audit=0.1).audit
+    assert audit.shortfall_share > 0.5
+    assert "search.audit" in audit.finding
+
+
+@pytest.mark.parametrize(
+    ("share", "audited", "said"), [(0.0, 20, False), (0.05, 20, False), (0.10, 20, True), (0.04, 1000, True)]
+)
+def test_audit_speaks_up_beyond_chance(share, audited, said):
+    assert (Audit(audited, share, 0.1).finding is not None) is said
+
+
 def test_loop_fsc_is_bit_equal_with_regularisation_on_or_off(scene):
     """The first iteration sees the same references, so its FSC may not know about any filter."""
     on = run(scene, max_iterations=1, regularise=True)
@@ -146,6 +207,7 @@ def test_half_sets_share_one_number_a_shell_and_nothing_else(scene, tmp_path, mo
     """With the FSC curve held fixed, other images in half-set 1 change no pose of half-set 0, to the bit."""
     curve = torch.linspace(1.0, 0.0, BOX // 2 + 1, dtype=torch.float64)
     monkeypatch.setattr(refinement, "fsc", lambda a, b: curve[: a.shape[-1] // 2 + 1])
+    monkeypatch.setattr(refinement, "mask_corrected_fsc", lambda a, b, m: curve[: a.shape[-1] // 2 + 1])
     stack = tmp_path / "images.mrcs"
     images = scene.particles.images(torch.arange(len(scene.particles))).clone()
     other = scene.particles.half_sets == 1
@@ -202,6 +264,144 @@ def test_noise_alone_with_its_own_references_stays_noise(tmp_path):
     curve = fsc(maps.half_a * scene.mask, maps.half_b * scene.mask)
     assert abs(float(curve[4:].mean())) < 0.1
     assert result.records[-1].resolution > 20.0
+
+
+def spectrum_groups(scene, folder, *, louder):
+    """The scene's particles in two optics groups; the images of the second get noise on top."""
+    count = len(scene.particles)
+    group = torch.arange(count) // 2 % 2  # both half-sets have both
+    images = scene.particles.images(torch.arange(count)).clone()
+    generator = torch.Generator().manual_seed(8)
+    noise = louder * images.std() * torch.randn(images.shape, generator=generator)
+    images += group[:, None, None] * noise
+    with open_stack_for_writing(folder / "images.mrcs", count=count, box_size=BOX, pixel_size=PIXEL) as out:
+        out[:] = images.numpy()
+    return replace(scene.particles, stacks=(folder / "images.mrcs",), optics_group=group)
+
+
+def prepared_noise(particles, folder):
+    prepared = refinement._prepare(
+        particles, torch.zeros(len(particles), 2).double(), BOX, CPU, math.inf, str(folder), None
+    )
+    return prepared.noise, prepared.noise_of
+
+
+def test_each_optics_group_has_its_own_noise_spectrum(scene, tmp_path):
+    particles = spectrum_groups(scene, tmp_path, louder=2.0)
+    noise, noise_of = prepared_noise(particles, tmp_path)
+    assert noise.shape[0] == 4
+    assert noise_of.tolist()[:4] == [0, 2, 1, 3]  # half-set first, then group
+    high = noise[:, -6:].mean(dim=1)  # shells where there is noise alone
+    before = float(scene.particles.images(torch.arange(len(particles))).var())
+    # white noise of variance v per pixel has a variance of v n^2 per sample
+    added = (high[[1, 3]] - high[[0, 2]]) / BOX**2
+    assert added.tolist() == pytest.approx([4.0 * before] * 2, rel=0.05)
+    alone, _ = prepared_noise(particles.take((particles.optics_group == 1).nonzero().squeeze(-1)), tmp_path)
+    torch.testing.assert_close(noise[[1, 3]], alone[[1, 3]])
+
+
+def test_few_images_take_the_noise_spectrum_of_their_half_set(scene, tmp_path, monkeypatch, caplog):
+    particles = spectrum_groups(scene, tmp_path, louder=2.0)
+    pooled, _ = prepared_noise(replace(particles, optics_group=torch.zeros(len(particles)).long()), tmp_path)
+    assert not caplog.records
+    monkeypatch.setattr(refinement, "LEAST_FOR_NOISE", 61)
+    with caplog.at_level("INFO", logger="cryosweep.refinement"):
+        noise, _ = prepared_noise(particles, tmp_path)
+    torch.testing.assert_close(noise, pooled.repeat_interleave(2, dim=0))
+    assert "half-set 1: 2 of 2 optics groups have fewer than 61 images (120 in all)" in caplog.text
+
+
+def test_a_loud_optics_group_does_not_spoil_the_other(scene, tmp_path):
+    """Told apart, loud images weigh less in the map and are less sure of their poses."""
+    particles = spectrum_groups(scene, tmp_path, louder=4.0)
+    quiet = particles.optics_group == 0
+    one = replace(particles, optics_group=torch.zeros_like(particles.optics_group))
+    apart, pooled = (run(replace(scene, particles=each), max_iterations=4) for each in (particles, one))
+    errors = [float(rotation_errors(scene, r.rotations)[quiet].median()) for r in (apart, pooled)]
+    assert errors[0] < 0.9 * errors[1], errors
+    assert float(apart.rotation_sd[~quiet].median()) > 2 * float(apart.rotation_sd[quiet].median())
+
+
+def known_reference(generator, *, noise, count=200):
+    """Errors of searched poses (count, 5) and their covariance, with the true map and the true noise."""
+    box = 32
+    domain = blobs(generator, torch.zeros(3).double(), 40, 4.0).volume(box)
+    reference = make_reference(domain)
+    plane = half_plane(box, max_shell=12, dtype=torch.float64, device="cpu")
+    rotations = random_rotations(count, generator, dtype=torch.float64)
+    anchor = Poses(rotations, torch.zeros(count, 2).double())
+    turn = rotation_from_vector(0.1 * torch.randn(count, 3, generator=generator, dtype=torch.float64))
+    truth = Poses(turn @ rotations, 0.7 * torch.randn(count, 2, generator=generator, dtype=torch.float64))
+    clean = slices(reference, truth.rotations, plane) * shift_phase(plane, truth.shifts_px)
+    sigma = noise * clean.abs().square().mean().sqrt()
+    images = clean + sigma * torch.randn(clean.shape, generator=generator, dtype=torch.complex128)
+    weights = torch.ones(images.shape, dtype=torch.float64) / sigma**2
+    space = SearchSpace(math.radians(60), 8.0, None, None, torch.tensor([3.0, -2.0, 4.0]).double())
+    plan = plan_search(
+        space, coarse_shell=5, band_shell=12, box_size=box, mask_radius_px=10.0, dtype=torch.float64,
+        device=CPU,
+    )  # fmt: skip
+    found = search_poses(
+        reference, plane, images=images / sigma**2, weights=weights, anchor=anchor, current=anchor,
+        space=space, plan=plan,
+    )  # fmt: skip
+    turned = rotation_vector(truth.rotations @ found.poses.rotations.mT)
+    error = torch.cat([turned, truth.shifts_px - found.poses.shifts_px], dim=1)
+    return error, posterior_covariance(found.curvature, found.poses, space)
+
+
+def test_errors_are_as_large_as_the_covariance_says():
+    """With the reference and the noise known, errors in units of the covariance are standard normal."""
+    error, covariance = known_reference(torch.Generator().manual_seed(4), noise=0.5)
+    squared = (error[:, None] @ torch.linalg.inv(covariance) @ error[..., None]).flatten()
+    assert 4.3 < float(squared.mean()) < 6.0  # 5 expected, with a standard error of 0.22; seen: 5.4
+    assert float((squared > 15.1).double().mean()) < 0.04  # 1 % expected; seen: 2 %
+    again, halved = known_reference(torch.Generator().manual_seed(4), noise=0.25)
+    ratio = (halved.diagonal(dim1=-2, dim2=-1) / covariance.diagonal(dim1=-2, dim2=-1)).sqrt()
+    torch.testing.assert_close(ratio.median(dim=0).values, torch.full((5,), 0.5).double(), rtol=0.03, atol=0)
+    assert float(again.square().mean()) < 0.35 * float(error.square().mean())
+
+
+def test_no_information_leaves_the_spread_of_the_extents():
+    space = SearchSpace(math.radians(20), 3.0, None, None, torch.zeros(3).double())
+    poses = Poses(torch.eye(3).double().expand(2, 3, 3), torch.zeros(2, 2).double())
+    nothing = posterior_covariance(torch.zeros(2, 5, 5).double(), poses, space)
+    expected = torch.tensor([math.radians(20) ** 2 / 5] * 3 + [9.0 / 4] * 2).double()
+    torch.testing.assert_close(nothing, torch.diag(expected).expand(2, 5, 5))
+    held = posterior_covariance(torch.eye(5).double()[None], poses[:1], replace(space, rotation_extent=0.0))
+    assert float(held[0, 0, 0]) < 1e-8
+
+
+def test_precision_of_a_refinement_covers_its_errors_but_for_the_reference(scene, refined):
+    """The covariance does not know of the errors of the map itself, so true errors are larger, by some."""
+    frame = mean_rotation(refined.rotations.mT @ scene.rotations)
+    error = rotation_vector(scene.rotations @ (refined.rotations @ frame).mT)
+    precision = torch.linalg.inv(refined.covariance[:, :3, :3])
+    squared = (error[:, None] @ precision @ error[..., None]).flatten()
+    assert 3.0 < float(squared.median()) * 3 / 2.366 < 9.0  # 3 if the map were the true one; seen: 4.8
+    rms = refined.covariance.diagonal(dim1=-2, dim2=-1)[:, :3].mean(dim=1).sqrt()
+    torch.testing.assert_close(refined.rotation_sd, torch.rad2deg(rms))
+    assert 0.2 < float(refined.shift_sd.median()) < 1.5  # Å
+
+
+def test_a_hard_mask_runs_the_masked_band_to_nyquist_and_not_the_corrected_one(tmp_path):
+    """Signal ends at 24 Å; a hard mask that cuts through density carries it into every shell beyond."""
+    scene = make_scene(tmp_path, noise=1.0, signal_limit=24.0, count=160)
+    hard = spherical_mask(
+        BOX, outer_px=7.01, inner_px=7.0, centre_px=tuple(DOMAIN_CENTRE.tolist()), dtype=torch.float32,
+        device="cpu",
+    )  # fmt: skip
+    masked, corrected = (
+        run(
+            replace(scene, mask=hard), initial_lowpass=24.0, rotation_extent=15.0, shift_extent=24.0,
+            correct_for_mask=chosen,
+        ).records
+        for chosen in (False, True)
+    )  # fmt: skip
+    assert masked[0].resolution == pytest.approx(2 * PIXEL)
+    assert masked[0].resolution_corrected > 14.0  # seen: 15.6
+    assert masked[1].band < 9.0
+    assert min(record.band for record in corrected) > 11.9  # seen: 13.3
 
 
 def test_it_stops_when_settled_and_says_why(scene):

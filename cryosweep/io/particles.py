@@ -52,6 +52,7 @@ class Particles:
         rotations: (n, 3, 3) float64, `x_view = R @ x_map`.
         shifts: (n, 2) float64 Å, where the map's origin lands from pixel `n // 2`: minus RELION's origin.
         optics: CTF parameters, float64.
+        optics_group: (n,) int64 row of `optics_table`; 0 where the file has none.
         half_sets: (n,) int64, 0 for `rlnRandomSubset` 1 and 1 for 2.
         pixel_size: Å.
         box_size: px.
@@ -68,6 +69,7 @@ class Particles:
     rotations: Tensor
     shifts: Tensor
     optics: Optics
+    optics_group: Tensor
     half_sets: Tensor
     pixel_size: float
     box_size: int
@@ -87,6 +89,7 @@ class Particles:
             rotations=self.rotations[index],
             shifts=self.shifts[index],
             optics=self.optics[index],
+            optics_group=self.optics_group[index],
             half_sets=self.half_sets[index],
         )
 
@@ -162,6 +165,7 @@ def read_particles(
         rotations=rotation_from_euler(torch.from_numpy(angles)),
         shifts=_shifts(table, where, pixel_size),
         optics=optics,
+        optics_group=torch.from_numpy(np.zeros_like(group) if optics_table is None else group),
         half_sets=half_sets,
         pixel_size=pixel_size,
         box_size=box_size,
@@ -238,6 +242,7 @@ def new_particles(
         rotations=rotations.to(torch.float64),
         shifts=shifts.to(torch.float64),
         optics=optics.to(dtype=torch.float64, device="cpu"),
+        optics_group=torch.zeros(count, dtype=torch.int64),
         half_sets=half_sets.to(torch.int64),
         pixel_size=pixel_size,
         box_size=box_size,

@@ -382,15 +382,18 @@ def _change_panel(
 ) -> None:
     if change.size == 0:
         raise ValueError(f"{name}: no particles to draw")
-    if extent <= 0.0:
-        raise ValueError(f"{name}: the search extent is {extent}, must be positive")
-    end = 1.05 * max(extent, float(change.max()))
+    if extent < 0.0:
+        raise ValueError(f"{name}: the search extent is {extent}, must not be negative")
+    # an extent of 0 holds the pose: what is left is rounding or a swing, drawn on an axis of ordinary width
+    end = 1.05 * max(extent, float(change.max()), 0.1)
     bins = np.linspace(0.0, end, 41).tolist()
     axes.hist(change, bins=bins, color=SKY_BLUE, edgecolor="white", linewidth=0.4)
     axes.axvline(extent, color=VERMILION, linewidth=1.8, label=f"search extent {extent:g}{unit}")
     median = float(np.median(change))
     axes.axvline(median, color=BLACK, linewidth=1.2, linestyle="--", label=f"median {median:.1f}{unit}")
-    if at_limit is None:
+    if extent == 0.0:
+        text = "an extent of 0: nothing was searched"
+    elif at_limit is None:
         share = float(np.mean(change > NEAR_EXTENT * extent))
         text = f"{share:.1%} of the particles changed by more than {NEAR_EXTENT:.0%} of the extent"
     else:

@@ -648,11 +648,16 @@ def _record(
         rotation_change_median=float(change.median()),
         shift_change_median=float(shift.median()),
         moved_median=float(moved.median()),
-        at_rotation_extent=float((rotation_reach > AT_EXTENT * space.rotation_extent).float().mean()),
-        at_shift_extent=float((shift_reach > AT_EXTENT * space.shift_extent_px).float().mean()),
+        at_rotation_extent=_share_at(rotation_reach, space.rotation_extent),
+        at_shift_extent=_share_at(shift_reach, space.shift_extent_px),
         log_posterior=log_posterior,
         seconds=seconds,
     )
+
+
+def _share_at(reach: Tensor, extent: float) -> float:
+    """Share of particles (n,) at an extent; 0 where an extent of 0 leaves nothing to search."""
+    return 0.0 if extent == 0.0 else float((reach > AT_EXTENT * extent).float().mean())
 
 
 def _settled(records: list[IterationRecord], *, corrected: bool) -> bool:

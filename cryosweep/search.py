@@ -300,7 +300,9 @@ def search_poses(
     result: SearchResult | None = None
     for stage in plan.stages:
         if result is not None:
-            best = result.log_posterior.topk(stage.starts, dim=1).indices
+            # a grid within small extents may hold fewer rotations than a stage asks for
+            kept = min(stage.starts, result.log_posterior.shape[1])
+            best = result.log_posterior.topk(kept, dim=1).indices
             rows = torch.arange(best.shape[0], device=best.device)[:, None]
             hypotheses = Poses(result.poses.rotations[rows, best], result.poses.shifts_px[rows, best])
         result = _polish(

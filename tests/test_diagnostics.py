@@ -169,9 +169,16 @@ def test_pose_changes_state_extent_and_share_at_the_limit() -> None:
     drawn(figure)
 
 
-def test_pose_changes_refuse_no_particles_and_no_extent() -> None:
+def test_pose_changes_refuse_no_particles_and_a_negative_extent() -> None:
     one = np.array([1.0])
     with pytest.raises(ValueError, match="no particles"):
         pose_changes_figure(np.array([]), one, rotation_extent=20.0, shift_extent=10.0)
-    with pytest.raises(ValueError, match=r"extent is 0\.0, must be positive"):
-        pose_changes_figure(one, one, rotation_extent=20.0, shift_extent=0.0)
+    with pytest.raises(ValueError, match=r"extent is -1\.0, must not be negative"):
+        pose_changes_figure(one, one, rotation_extent=20.0, shift_extent=-1.0)
+
+
+def test_pose_changes_of_a_held_pose_are_drawn() -> None:
+    still = np.zeros(8)
+    figure = pose_changes_figure(still, still, rotation_extent=0.0, shift_extent=0.0, at_shift_extent=0.0)
+    assert [axes.get_title() for axes in figure.axes] == ["an extent of 0: nothing was searched"] * 2
+    drawn(figure)

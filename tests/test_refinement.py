@@ -196,6 +196,13 @@ def test_audit_speaks_up_beyond_chance(share, audited, said):
     assert (Audit(audited, share, 0.1).finding is not None) is said
 
 
+def test_extents_of_zero_leave_the_poses_and_count_nobody_at_a_limit(scene):
+    result = run(scene, rotation_extent=0.0, shift_extent=0.0, max_iterations=1)
+    assert float(torch.rad2deg(angle_between(result.rotations, scene.particles.rotations)).max()) < 1e-3
+    assert float((result.shifts - scene.particles.shifts).abs().max()) < 1e-3
+    assert result.records[0].at_rotation_extent == result.records[0].at_shift_extent == 0.0
+
+
 def test_loop_fsc_is_bit_equal_with_regularisation_on_or_off(scene):
     """The first iteration sees the same references, so its FSC may not know about any filter."""
     on = run(scene, max_iterations=1, regularise=True)

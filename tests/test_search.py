@@ -164,6 +164,25 @@ def test_extents_of_zero_hold_the_pose(scene):
     assert float(pivoted.poses.shifts_px.norm(dim=1).max()) > 0.1
 
 
+@pytest.mark.parametrize("rotation", [0.0, 1.0, 5.0])
+def test_extents_smaller_than_the_grid_step_can_be_searched_and_audited(scene, rotation):
+    """The grid holds one rotation or a few, fewer than the audit keeps starts."""
+    reference, plane, anchor, _, images, weights = scene
+    narrow = space(rotation=rotation, shift=0.5)
+    found = run(scene, narrow)
+    plan = plan_search(
+        narrow, coarse_shell=4, band_shell=12, box_size=BOX, mask_radius_px=9.0, dtype=torch.float64,
+        device=torch.device("cpu"),
+    )  # fmt: skip
+    shortfall = search_shortfall(
+        reference, plane, images=images, weights=weights, anchor=anchor, found=found, space=narrow, plan=plan
+    )
+    assert shortfall.shape == (len(images),)
+    assert bool((shortfall >= 0).all())
+    reach = torch.rad2deg(angle_between(found.poses.rotations, anchor.rotations))
+    assert float(reach.max()) <= rotation + 1e-4
+
+
 def test_fulcrum_is_a_change_of_coordinates_alone(scene):
     """With extents that hold everything and no prior, the fulcrum changes no pose."""
     near = run(scene, space(rotation=30.0, shift=8.0))

@@ -67,28 +67,6 @@ class Tracker(Protocol):
         ...
 
 
-class NullTracker:
-    """Keeps nothing."""
-
-    def start(self, params: Mapping[str, object], tags: Mapping[str, str]) -> None:
-        """Do nothing."""
-
-    def metrics(self, values: Mapping[str, float], *, step: int = 0) -> None:
-        """Do nothing."""
-
-    def curve(self, name: str, values: Sequence[float]) -> None:
-        """Do nothing."""
-
-    def table(self, name: str, columns: Mapping[str, Sequence[Cell]]) -> None:
-        """Do nothing."""
-
-    def artifact(self, path: Path, *, folder: str = "") -> None:
-        """Do nothing."""
-
-    def finish(self, status: Status) -> None:
-        """Do nothing."""
-
-
 class JsonLinesTracker:
     """One JSON object a line, written at once; a number that is not finite is null."""
 

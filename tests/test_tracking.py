@@ -10,7 +10,6 @@ from cryosweep import tracking
 from cryosweep.tracking import (
     JsonLinesTracker,
     MLflowTracker,
-    NullTracker,
     Tracker,
     TrackerGroup,
     TrackingError,
@@ -151,7 +150,7 @@ def test_a_store_out_of_reach_is_one_line(uri: str, tmp_path: Path) -> None:
 
 def test_a_group_tells_everyone(tmp_path: Path) -> None:
     paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
-    tell_everything(TrackerGroup([NullTracker(), *map(JsonLinesTracker, paths)]), tmp_path)
+    tell_everything(TrackerGroup([*map(JsonLinesTracker, paths)]), tmp_path)
     first, second = (
         [{k: v for k, v in json.loads(line).items() if k != "time"} for line in path.read_text().splitlines()]
         for path in paths

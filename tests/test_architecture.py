@@ -28,6 +28,9 @@ LINES: tuple[tuple[str, ...], ...] = (
     ("config",),
     ("composition", "job"),
     ("commands",),
+    ("file_commands.shared",),
+    ("file_commands.mask", "file_commands.fulcrum", "file_commands.fsc", "file_commands.simulate"),
+    ("file_commands.reconstruct",),
     ("file_commands",),
     ("app",),
     ("__main__",),
@@ -42,7 +45,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "starfile": ("io.particles",),
     "pandas": (
         "io.particles", "simulate", "study.assessment", "study.comparison", "study.report", "job",
-        "file_commands",
+        "file_commands.fsc",
     ),
     "matplotlib": ("diagnostics", "study.report"),
     "plotly": ("study.report",),

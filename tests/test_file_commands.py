@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from cryosweep import composition, file_commands, job
+from cryosweep.file_commands import fsc
 from cryosweep.fourier import gaussian_filter
 from cryosweep.io import read_map, read_particles, write_map
 from cryosweep.mask import centre_of_mass, soft_mask, spherical_mask, threshold_of
@@ -385,7 +386,7 @@ def test_a_failed_write_leaves_none_of_the_files(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(file_commands, "_write_curves", full)
+    monkeypatch.setattr(fsc, "write_curves", full)
     with unchanged(here), pytest.raises(OSError, match="No space left"):
         run("reconstruct", simulated / "particles.star", "-o", "run")
 

@@ -1,0 +1,176 @@
+"""What the commands on files share: their arguments, their reading of maps, their checks of outputs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from cryosweep.commands import say
+
+if TYPE_CHECKING:
+    import torch
+
+    from cryosweep.io.maps import Map
+    from cryosweep.progress import Progress
+
+Vector = tuple[float, float, float]
+
+# Headers are rounded: maps on one grid may differ by this share in pixel size and by this many px in origin.
+SAME_PIXEL_SIZE = 1e-3
+SAME_ORIGIN_PX = 0.5
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point in the three frames that programs use, each x, y, z.
+
+    Attributes:
+        px: from the box corner, the middle of voxel [0, 0, 0].
+        frame: Å in the frame of the map, its origin honoured.
+        centre: Å from the box centre, voxel `n // 2`.
+    """
+
+    px: Vector
+    frame: Vector
+    centre: Vector
+
+    @classmethod
+    def in_map(cls, px: Vector, map: Map) -> Point:
+        """The point at `px` from the corner of `map`."""
+        half, size = int(map.data.shape[-1]) // 2, map.pixel_size
+        x, y, z = (value * size + offset for value, offset in zip(px, map.origin, strict=True))
+        dx, dy, dz = ((value - half) * size for value in px)
+        return cls(px, (x, y, z), (dx, dy, dz))
+
+
+def add_output(parser: argparse.ArgumentParser, help: str, *, metavar: str = "FILE") -> None:
+    """Add the output and the permission to replace it."""
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar=metavar, help=help)
+    parser.add_argument("--overwrite", action="store_true", help="replace what exists already")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add the choice of a device."""
+    parser.add_argument(
+        "--device",
+        choices=["auto", "cpu", "cuda"],
+        default="auto",
+        help="auto takes a CUDA device if one is visible (default: %(default)s)",
+    )
+
+
+def chosen_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """The device of a name.
+
+    Raises:
+        ValueError: CUDA is asked for and not there.
+    """
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: no CUDA device is visible; use cpu or auto")
+    return (
+        torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
+    )
+
+
+def seeded(seed: int) -> torch.Generator:
+    """Randomness of a seed given by the user.
+
+    Raises:
+        ValueError: the seed is out of range.
+    """
+    import torch
+
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"--seed {seed}: must be 0 or more, below 2^63")
+    return torch.Generator().manual_seed(seed)
+
+
+@contextmanager
+def shown_progress() -> Generator[Progress]:
+    """Bar or log lines, put away at the end."""
+    from cryosweep.progress import make_progress
+
+    progress = make_progress(alone=True)
+    try:
+        yield progress
+    finally:
+        progress.finish()
+
+
+def length_of(flag: str, text: str, pixel_size: float) -> float:
+    """Å of a length given to `flag`."""
+    from cryosweep.config import parse_length
+
+    try:
+        return parse_length(text, pixel_size)
+    except ValueError as error:
+        raise ValueError(f"{flag}: {error}") from error
+
+
+def numbers(vector: Vector) -> str:
+    """A point, for people."""
+    return ", ".join(f"{value:.2f}" for value in vector)
+
+
+def check_file(path: Path) -> None:
+    """Refuse a path without a file.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file")
+
+
+def read_volume(path: Path) -> Map:
+    """A map, with what is odd about it said."""
+    from cryosweep.io.maps import read_map
+
+    check_file(path)
+    map = read_map(path)
+    for note in map.notes:
+        say(f"note: {note}")
+    return map
+
+
+def read_mask_file(path: Path) -> Map:
+    """A mask, refused unless it lies in [0, 1]."""
+    from cryosweep.io.maps import read_mask
+
+    check_file(path)
+    return read_mask(path)
+
+
+def check_same_grid(path: Path, map: Map, other_path: Path, other: Map) -> None:
+    """Refuse two maps of different boxes; say where their origins differ, which headers often get wrong."""
+    size, other_size = int(map.data.shape[-1]), int(other.data.shape[-1])
+    if size != other_size or abs(map.pixel_size / other.pixel_size - 1.0) > SAME_PIXEL_SIZE:
+        raise ValueError(
+            f"{path} has {size} px of {map.pixel_size:g} Å, {other_path} has {other_size} px of "
+            f"{other.pixel_size:g} Å; bring both on one grid first"
+        )
+    apart = max(abs(a - b) for a, b in zip(map.origin, other.origin, strict=True))
+    if apart > SAME_ORIGIN_PX * map.pixel_size:
+        say(
+            f"note: by their headers the first voxel of {path} lies at {numbers(map.origin)} Å and that of "
+            f"{other_path} at {numbers(other.origin)} Å; the two were taken to lie voxel on voxel"
+        )
+
+
+def check_outputs(outputs: Sequence[Path], inputs: Sequence[Path], *, overwrite: bool) -> None:
+    """Refuse names that cannot be written to, that hold something, or that are read."""
+    for number, path in enumerate(outputs):
+        if not path.parent.is_dir():
+            raise ValueError(f"{path}: the folder {path.parent} does not exist; make it first")
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder; give the name of a file")
+        if path.resolve() in {other.resolve() for other in (*inputs, *outputs[:number])}:
+            raise ValueError(f"{path} is named twice; give each output a name of its own")
+        if path.exists() and not overwrite:
+            raise ValueError(f"{path} exists already; give another name, or --overwrite to replace it")

@@ -1,0 +1,98 @@
+"""The `simulate` command: particles of the embedded ribosome with known truth."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cryosweep.commands import add_command, say
+from cryosweep.file_commands.shared import add_device, add_output, chosen_device, shown_progress
+
+if TYPE_CHECKING:
+    from cryosweep.commands import Commands
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the parser of this command."""
+    parser = add_command(
+        commands,
+        "simulate",
+        "simulate particles of a ribosome whose head, foot and arm move, with the truth about them",
+        "cryosweep simulate -o ribosome --particles 1200 --snr 0.1",
+    )
+    add_output(parser, "folder, new or empty", metavar="FOLDER")
+    for flag, kind, value, help in (
+        ("--particles", int, 1200, "number of images"),
+        ("--box-size", int, 96, "px, even"),
+        ("--pixel-size", float, 3.5, "Å per px"),
+        ("--snr", float, 0.1, "variance of the signal over variance of the noise"),
+        ("--seed", int, 0, "of motion, poses, defocus and noise"),
+    ):
+        parser.add_argument(flag, type=kind, default=value, help=f"{help} (default: %(default)s)")
+    add_device(parser)
+    parser.set_defaults(function=simulate)
+
+
+def simulate(arguments: argparse.Namespace) -> int:
+    """Write simulated particles and the truth about them into a folder.
+
+    Raises:
+        ValueError: a setting is impossible, or the folder holds something.
+    """
+    from cryosweep.simulate import SimulationSettings
+    from cryosweep.simulate import simulate as simulate_particles
+
+    folder: Path = arguments.output
+    if arguments.box_size % 2:
+        raise ValueError(
+            f"--box-size {arguments.box_size}: RELION's boxes are even; give an even number of px"
+        )
+    settings = SimulationSettings(
+        particles=arguments.particles,
+        box_size=arguments.box_size,
+        pixel_size=arguments.pixel_size,
+        snr=arguments.snr,
+        seed=arguments.seed,
+    )
+    device = chosen_device(arguments.device)
+    with shown_progress() as progress, _filling(folder, overwrite=arguments.overwrite) as making:
+        progress.start(settings.particles, "simulating")
+        data = simulate_particles(settings, making, device=device, advance=progress.advance)
+    say(f"{folder}: {settings.particles} images of {settings.box_size} px, {settings.pixel_size:g} Å per px")
+    say(f"variance of the signal {data.signal_variance:.4g}, of the noise {data.noise_variance:.4g}")
+    say(
+        "particles.star, particles.mrcs: what a consensus refinement leaves, the poses of the body with error"
+    )
+    say("truth_*.star, truth_*.mrc, domains.mrc, simulation.json: true poses, densities and settings")
+    return 0
+
+
+@contextmanager
+def _filling(folder: Path, *, overwrite: bool) -> Generator[Path]:
+    """A folder to write into, whose files move to `folder` at the end, or vanish after an error.
+
+    Raises:
+        ValueError: `folder` cannot be made or holds something.
+    """
+    if not folder.parent.is_dir():
+        raise ValueError(f"{folder}: the folder {folder.parent} does not exist; make it first")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; give the name of a folder")
+    is_new = not folder.exists()
+    if not is_new and any(folder.iterdir()) and not overwrite:
+        raise ValueError(f"{folder} is not empty; give another folder, or --overwrite to replace files in it")
+    folder.mkdir(exist_ok=True)
+    making = Path(tempfile.mkdtemp(prefix=".making_", dir=folder))
+    try:
+        yield making
+        for path in making.iterdir():
+            path.replace(folder / path.name)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+        if is_new and not any(folder.iterdir()):
+            folder.rmdir()

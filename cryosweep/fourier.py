@@ -146,6 +146,21 @@ def multiply_spectrum(volume: Tensor, transfer: Tensor) -> Tensor:
     return torch.fft.irfftn(torch.fft.rfftn(volume) * transfer, s=volume.shape)
 
 
+def resample_cube(volume: Tensor, size: int) -> Tensor:
+    """`volume` (d, d, d) on a grid of `size` voxels over the same box, by cropping or padding its transform.
+
+    Grey values are kept, not sums: exact where the volume has no power at and beyond the Nyquist of the
+    coarser grid.
+    """
+    old = int(volume.shape[-1])
+    if size == old:
+        return volume
+    kept = min(old, size)
+    kept -= 1 - kept % 2  # odd: all that has both signs of frequency
+    spectrum = pad_centre(crop_centre(fft_centred(volume, dims=3), kept, dims=3), size, dims=3)
+    return ifft_centred(spectrum, dims=3).real * (size / old) ** 3
+
+
 def even_fft_size(minimum: float) -> int:
     """Smallest even size of at least `minimum` whose prime factors are 2, 3 and 5."""
     size = max(2, 2 * math.ceil(minimum / 2))

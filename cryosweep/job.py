@@ -452,7 +452,7 @@ def _iteration_metrics(record: IterationRecord) -> dict[str, float]:
 
 
 _ITERATION_COLUMNS = (
-    "iteration", "band", "resolution", "resolution_corrected", "rotation_change_median",
+    "iteration", "band", "coarse_band", "resolution", "resolution_corrected", "rotation_change_median",
     "shift_change_median", "moved_median", "at_rotation_extent", "at_shift_extent", "log_posterior",
     "seconds",
 )  # fmt: skip

@@ -4,6 +4,9 @@ The images are multiplied by their CTF, cropped round the projected mask centre 
 run; every iteration then searches poses against each half-set's own map and rebuilds both half-maps from
 those samples. The band follows the FSC of the unfiltered half-maps under the mask, less what the mask itself
 makes of it.
+
+Maps of the loop live on a working grid: the box of the crop, but only as many voxels as the shells that the
+next band may reach ask for. So an iteration costs what its band costs, whatever the pixel size of the images.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from cryosweep.fourier import (
     even_fft_size,
     half_plane,
     low_pass,
+    resample_cube,
     shift_phase,
     spectrum_of_images,
 )
@@ -53,6 +57,7 @@ from cryosweep.search import (
     SearchPlan,
     SearchResult,
     SearchSpace,
+    informative_shell,
     plan_search,
     posterior_covariance,
     residual_shift,
@@ -64,6 +69,13 @@ from cryosweep.search import (
 log = logging.getLogger(__name__)
 
 FSC_THRESHOLD = 0.143
+# The half-maps of an iteration reach this much beyond the band it searched: room for the band to grow.
+GROWTH = 1.5
+GROWTH_SHELLS = 2
+# Shells between those that are used and the Nyquist of the working grid, lest a mask fold one on the other.
+GUARD_SHELLS = 4
+# Images that the band of the coarse grid is chosen from.
+INFORMED = 32
 # The grid search looks at this multiple of the initial low-pass: 19 Å for 12 Å (docs/performance.md).
 COARSE_TO_INITIAL = 1.6
 PREPARE_CHUNK = 128
@@ -161,8 +173,10 @@ class IterationRecord:
         band: Å, resolution up to which poses were searched.
         resolution: Å, where the half-maps' FSC under the mask falls below 0.143 afterwards.
         resolution_corrected: Å, the same for the FSC less what the mask makes of it.
-        gsfsc: (n_shells of the crop,) FSC under the mask, of unfiltered half-maps.
-        gsfsc_corrected: (n_shells of the crop,) `mask_corrected_fsc` of them.
+        coarse_band: Å, resolution of the grid search.
+        gsfsc: (n_shells of the working grid,) FSC under the mask, of unfiltered half-maps; shells beyond the
+            last that was reconstructed are 0.
+        gsfsc_corrected: (n_shells of the working grid,) `mask_corrected_fsc` of them.
         rotation_change_median: degrees, from the starting poses.
         shift_change_median: Å, of the mask centre's projection, from the starting poses.
         moved_median: Å, movement at the domain's rim since the last iteration.
@@ -174,6 +188,7 @@ class IterationRecord:
 
     iteration: int
     band: float
+    coarse_band: float
     resolution: float
     resolution_corrected: float
     gsfsc: Tensor
@@ -263,11 +278,20 @@ class _PreparedImages:
 
 
 @dataclass(frozen=True)
+class _Grid:
+    """The working grid of an iteration: voxels along an edge, last shell reconstructed, the mask on it."""
+
+    size: int
+    last_shell: int
+    mask: Tensor
+
+
+@dataclass(frozen=True)
 class _Searched:
-    """What the poses of one iteration were searched with: references of both half-sets, plan, anchors."""
+    """What the poses of one iteration were searched with: reference and plan of each half-set, anchors."""
 
     references: list[Reference]
-    plan: SearchPlan
+    plans: list[SearchPlan]
     anchor: Poses
 
 
@@ -315,7 +339,10 @@ def refine(
     n = domain.crop_size
     start_shift_px = particles.shifts / pixel_size + (particles.rotations @ domain.centre_vector)[:, :2]
     with tempfile.TemporaryDirectory(prefix="cryosweep_") as scratch:
-        prepared = _prepare(particles, start_shift_px, n, device, memory_budget, scratch, advance)
+        limit = half_plane(n, dtype=torch.float32, device=device).max_shell
+        last_shell = _shell_of(settings.max_resolution, n, pixel_size, limit)
+        limit = min(limit, last_shell + GROWTH_SHELLS)
+        prepared = _prepare(particles, start_shift_px, n, limit, device, memory_budget, scratch, advance)
         plane = prepared.plane
         space = SearchSpace(
             rotation_extent=space_rotation,
@@ -325,46 +352,56 @@ def refine(
             lever_px=domain.lever_px.to(device, torch.float32),
             shape=settings.extent_shape,
         )
-        last_shell = _shell_of(settings.max_resolution, n, pixel_size, plane.max_shell)
         band = _shell_of(settings.initial_lowpass, n, pixel_size, last_shell)
-        coarse = _shell_of(COARSE_TO_INITIAL * settings.initial_lowpass, n, pixel_size, band)
+        least_coarse = _shell_of(COARSE_TO_INITIAL * settings.initial_lowpass, n, pixel_size, band)
         begin = Poses(
             particles.rotations.to(device, torch.float32),
             torch.zeros(len(particles), 2, device=device),
         )
         poses, anchor = begin, begin
         curvature = begin.shifts_px.new_zeros(len(particles), 5, 5)
-        volumes = _first_volumes(start, mask, settings.initial_lowpass, domain)
+        half_sets = [(particles.half_sets == half).nonzero().squeeze(-1) for half in (0, 1)]
+        grid = _working_grid(domain, band, limit)
+        volumes = _first_volumes(start, mask, settings.initial_lowpass, domain, grid)
         searched: _Searched | None = None
         log_posterior = begin.shifts_px.new_zeros(len(particles))
         records: list[IterationRecord] = []
         stop = Stop.ITERATION_LIMIT
         for iteration in range(1, settings.max_iterations + 1):
             began = time.monotonic()
-            references = [make_reference(volume * domain.mask, max_shell=band) for volume in volumes]
-            plan = plan_search(
-                space, coarse_shell=min(coarse, band), band_shell=band, box_size=n,
-                mask_radius_px=domain.effective_radius_px, dtype=torch.float32, device=device,
-            )  # fmt: skip
-            searched = _Searched(references, plan, anchor)
+            references = [make_reference(volume * grid.mask, max_shell=band) for volume in volumes]
+            coarse = [
+                _coarse_shell(prepared, half_set, reference, poses, least_coarse, band)
+                for half_set, reference in zip(half_sets, references, strict=True)
+            ]
+            plans = [
+                plan_search(
+                    space, coarse_shell=shell, band_shell=band, box_size=n,
+                    mask_radius_px=domain.effective_radius_px, dtype=torch.float32, device=device,
+                )
+                for shell in coarse
+            ]  # fmt: skip
+            searched = _Searched(references, plans, anchor)
             new = Poses(poses.rotations.clone(), poses.shifts_px.clone())
             for half, rows in _half_chunks(particles.half_sets):
                 result = search_poses(
                     references[half], plane, images=_whiten(prepared, rows, prepared.images),
                     weights=_whiten(prepared, rows, prepared.weights),
-                    anchor=anchor[rows], current=poses[rows], space=space, plan=plan,
+                    anchor=anchor[rows], current=poses[rows], space=space, plan=plans[half],
                 )  # fmt: skip
                 new.rotations[rows], new.shifts_px[rows] = result.poses.rotations, result.poses.shifts_px
                 curvature[rows] = result.curvature
                 log_posterior[rows] = result.log_posterior
                 if advance is not None:
                     advance(len(rows))
-            sums = _insert_all(prepared, particles.half_sets, new)
+            grid = _working_grid(domain, band, limit)
+            sums = _insert_all(prepared, particles.half_sets, new, grid)
             halves = [unfiltered(half) for half in sums]
-            gsfsc = fsc(*(half * domain.mask for half in halves))
-            corrected = mask_corrected_fsc(*halves, domain.mask)
+            gsfsc = _whole_shells(fsc(*(half * grid.mask for half in halves)), grid)
+            corrected = _whole_shells(mask_corrected_fsc(*halves, grid.mask), grid)
             record = _record(
-                iteration, band=n * pixel_size / band, gsfsc=gsfsc, corrected=corrected,
+                iteration, band=n * pixel_size / band, coarse_band=n * pixel_size / min(coarse),
+                gsfsc=gsfsc, corrected=corrected,
                 begin=begin, anchor=anchor, last=poses, new=new, space=space, domain=domain,
                 pixel_size=pixel_size,
                 log_posterior=float(log_posterior.mean()), seconds=time.monotonic() - began,
@@ -388,8 +425,10 @@ def refine(
             if _settled(records, corrected=settings.correct_for_mask):
                 stop = Stop.SETTLED
                 break
-            band = min(max(reached + 1, coarse), last_shell)
-            volumes = _next_volumes(sums, steering, band, pixel_size, regularise=settings.regularise)
+            band = min(max(reached + 1, least_coarse), grid.last_shell, last_shell)
+            volumes = _next_volumes(
+                sums, steering, band, n * pixel_size / grid.size, regularise=settings.regularise
+            )
             if settings.recentre:
                 anchor = poses
         covariance = posterior_covariance(curvature, poses, space)
@@ -465,12 +504,12 @@ def _allocate(
 
 
 def _prepare(
-    particles: Particles, centre_px: Tensor, crop: int, device: torch.device, budget: float, scratch: str,
-    advance: Callable[[int], None] | None,
+    particles: Particles, centre_px: Tensor, crop: int, max_shell: int, device: torch.device, budget: float,
+    scratch: str, advance: Callable[[int], None] | None,
 ) -> _PreparedImages:  # fmt: skip
     """Move each image's projected mask centre to the origin, multiply by the CTF, crop, keep as samples."""
     box, count = particles.box_size, len(particles)
-    plane = half_plane(crop, dtype=torch.float32, device=device)
+    plane = half_plane(crop, max_shell=max_shell, dtype=torch.float32, device=device)
     samples = plane.k.shape[0]
     images = _allocate((count, samples), torch.complex64, device, 0.67 * budget, f"{scratch}/images")
     weights = _allocate((count, samples), torch.float32, device, 0.33 * budget, f"{scratch}/weights")
@@ -567,7 +606,7 @@ def _audit(
             shortfall = search_shortfall(
                 searched.references[half], prepared.plane, images=_whiten(prepared, rows, prepared.images),
                 weights=_whiten(prepared, rows, prepared.weights), anchor=searched.anchor[rows],
-                found=found[rows], space=space, plan=searched.plan,
+                found=found[rows], space=space, plan=searched.plans[half],
             )  # fmt: skip
             shortfalls.append(shortfall)
     shortfall = torch.cat(shortfalls)
@@ -581,26 +620,55 @@ def _half_chunks(half_sets: Tensor, chunk: int = 256) -> Iterator[tuple[int, Ten
             yield half, rows
 
 
+def _working_grid(domain: _Domain, band: int, limit: int) -> _Grid:
+    """Fewest voxels that hold the shells which half-maps of an iteration at `band` are made of."""
+    last = min(math.ceil(GROWTH * band) + GROWTH_SHELLS, limit)
+    size = min(even_fft_size(2.0 * (last + 1 + GUARD_SHELLS)), domain.crop_size)
+    # a hard edge rings on a coarse grid
+    return _Grid(size, last, resample_cube(domain.mask, size).clamp(0.0, 1.0))
+
+
+def _whole_shells(curve: Tensor, grid: _Grid) -> Tensor:
+    """`curve` without what a mask leaks beyond the shells that were reconstructed."""
+    shells = torch.arange(curve.numel(), device=curve.device)
+    return torch.where(shells <= grid.last_shell, curve, 0.0)
+
+
+def _coarse_shell(
+    prepared: _PreparedImages, half_set: Tensor, reference: Reference, poses: Poses, least: int, band: int
+) -> int:
+    """Band of a half-set's grid search: as fine as its images of this domain need to tell poses apart."""
+    rows, plane = half_set[:INFORMED], prepared.plane.up_to(band)
+    weights = _whiten(prepared, rows, prepared.weights)[:, : plane.k.shape[0]]
+    return informative_shell(
+        reference, plane, weights=weights, rotations=poses.rotations[rows], least=min(least, band)
+    )
+
+
 def _insert_all(
-    prepared: _PreparedImages, half_sets: Tensor, poses: Poses
+    prepared: _PreparedImages, half_sets: Tensor, poses: Poses, grid: _Grid
 ) -> tuple[FourierSums, FourierSums]:
-    """Sums of both half-sets at `poses`, on the cropped grid."""
-    plane = prepared.plane
-    device = plane.k.device
+    """Sums of both half-sets at `poses`, on the working grid."""
+    plane = prepared.plane.up_to(grid.last_shell)
+    samples, device = plane.k.shape[0], plane.k.device
     sums = [
-        new_accumulator(plane.box_size, max_shell=plane.max_shell, dtype=torch.float32, device=device)
+        new_accumulator(grid.size, max_shell=grid.last_shell, dtype=torch.float32, device=device)
         for _ in (0, 1)
     ]
     for half, rows in _half_chunks(half_sets):
-        inverse = _inverse_noise(prepared, rows)
+        inverse = _inverse_noise(prepared, rows)[:, :samples]
         at = poses[rows]
-        values = prepared.images[rows].to(device) * inverse * shift_phase(plane, at.shifts_px).conj()
-        insert(sums[half], values, prepared.weights[rows].to(device) * inverse, at.rotations, plane)
-    first, second = (finish_sums(half, max_shell=plane.max_shell) for half in sums)
+        values = prepared.images[rows, :samples].to(device) * inverse
+        values = values * shift_phase(plane, at.shifts_px).conj()
+        weights = prepared.weights[rows, :samples].to(device) * inverse
+        insert(sums[half], values, weights, at.rotations, plane)
+    first, second = (finish_sums(half, max_shell=grid.last_shell) for half in sums)
     return first, second
 
 
-def _first_volumes(start: HalfMaps, mask: Tensor, initial_lowpass: float, domain: _Domain) -> list[Tensor]:
+def _first_volumes(
+    start: HalfMaps, mask: Tensor, initial_lowpass: float, domain: _Domain, grid: _Grid
+) -> list[Tensor]:
     """First references: low-passed, and each shell weighted by what the starting halves share under the mask.
 
     FSC = SSNR / (1 + SSNR) is the Wiener weight of a half-map. Shells that the blur of a moving domain has
@@ -608,7 +676,9 @@ def _first_volumes(start: HalfMaps, mask: Tensor, initial_lowpass: float, domain
     """
     shared = fsc(*(half * mask for half in start.pair)).clamp(0.0, 1.0)
     low_passed = start.low_passed(initial_lowpass)
-    return [cut_cube(weigh_shells(half, shared), domain.centre, domain.crop_size) for half in low_passed.pair]
+    cut = [cut_cube(weigh_shells(half, shared), domain.centre, domain.crop_size) for half in low_passed.pair]
+    # transforms are sums: fewer voxels over the same box must hold the same sum
+    return [resample_cube(half, grid.size) * (domain.crop_size / grid.size) ** 3 for half in cut]
 
 
 def _next_volumes(
@@ -623,9 +693,9 @@ def _next_volumes(
 
 
 def _record(
-    iteration: int, *, band: float, gsfsc: Tensor, corrected: Tensor, begin: Poses, anchor: Poses,
-    last: Poses, new: Poses, space: SearchSpace, domain: _Domain, pixel_size: float, log_posterior: float,
-    seconds: float,
+    iteration: int, *, band: float, coarse_band: float, gsfsc: Tensor, corrected: Tensor, begin: Poses,
+    anchor: Poses, last: Poses, new: Poses, space: SearchSpace, domain: _Domain, pixel_size: float,
+    log_posterior: float, seconds: float,
 ) -> IterationRecord:  # fmt: skip
     """Summary of one iteration."""
     change = torch.rad2deg(angle_between(new.rotations, begin.rotations))
@@ -634,13 +704,15 @@ def _record(
     moved = (turned + (new.shifts_px - last.shifts_px).norm(dim=-1)) * pixel_size
     rotation_reach = space.shape.size(turn(new, anchor))
     shift_reach = space.shape.size(residual_shift(new, anchor, space.lever_px))
+    size = 2 * (gsfsc.numel() - 1)  # of the working grid, which is even
     masked, less_mask = (
-        crossing(curve, FSC_THRESHOLD, box_size=domain.crop_size, pixel_size=pixel_size)
+        crossing(curve, FSC_THRESHOLD, box_size=size, pixel_size=domain.crop_size * pixel_size / size)
         for curve in (gsfsc, corrected)
     )
     return IterationRecord(
         iteration=iteration,
         band=band,
+        coarse_band=coarse_band,
         resolution=masked,
         resolution_corrected=less_mask,
         gsfsc=gsfsc,

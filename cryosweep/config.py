@@ -268,6 +268,7 @@ class RefinementConfig:
     max_resolution: float | None
     regularisation: Regularisation
     band_from: BandFrom
+    marginalise: bool
 
 
 @dataclass
@@ -277,6 +278,7 @@ class ComputeConfig:
     device: str
     threads: int
     memory_budget: str
+    compile: bool
 
 
 @dataclass

@@ -443,6 +443,8 @@ def _settings(config: JobConfig) -> RefinementSettings:
         max_resolution=loop.max_resolution,
         regularise=loop.regularisation is schemas.Regularisation.wiener,
         correct_for_mask=loop.band_from is schemas.BandFrom.corrected,
+        marginalise=loop.marginalise,
+        compile=config.compute.compile,
     )
 
 
@@ -454,7 +456,7 @@ def _iteration_metrics(record: IterationRecord) -> dict[str, float]:
 _ITERATION_COLUMNS = (
     "iteration", "band", "coarse_band", "resolution", "resolution_corrected", "rotation_change_median",
     "shift_change_median", "moved_median", "at_rotation_extent", "at_shift_extent", "log_posterior",
-    "seconds",
+    "marginalised", "seconds",
 )  # fmt: skip
 
 
@@ -546,6 +548,8 @@ def _write_tables(
         "shift_change": result.shift_change,
         "rotation_sd": result.rotation_sd,
         "shift_sd": result.shift_sd,
+        "log_posterior": result.log_posterior,
+        "log_evidence": result.log_evidence,
         "half_set": particles.half_sets,
     }
     for prefix, known in (("", truth), ("start_", start_truth)):

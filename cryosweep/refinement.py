@@ -15,7 +15,7 @@ import logging
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -37,9 +37,10 @@ from cryosweep.fourier import (
 )
 from cryosweep.geometry import angle_between, rotation_from_vector, rotation_vector
 from cryosweep.io.particles import Particles
+from cryosweep.kernels import can_compile
 from cryosweep.likelihood import noise_power
 from cryosweep.mask import centre_of_mass, mask_radius_px
-from cryosweep.projector import Reference, insert, make_reference, new_accumulator
+from cryosweep.projector import Reference, compiled_insert, insert, make_reference, new_accumulator
 from cryosweep.reconstruction import (
     FourierSums,
     HalfMaps,
@@ -58,8 +59,10 @@ from cryosweep.search import (
     SearchResult,
     SearchSpace,
     informative_shell,
+    log_evidence,
     plan_search,
     posterior_covariance,
+    posterior_draws,
     residual_shift,
     search_poses,
     search_shortfall,
@@ -74,6 +77,10 @@ GROWTH = 1.5
 GROWTH_SHELLS = 2
 # Shells between those that are used and the Nyquist of the working grid, lest a mask fold one on the other.
 GUARD_SHELLS = 4
+# A pose this uncertain at the domain's rim, as a share of the band's period, blurs the last shell by 12 %.
+# With `marginalise` such images are inserted at this many pairs of draws: one is as good as four.
+SHARP = 1.0 / 12.0
+PAIRS_OF_DRAWS = 1
 # Images that the band of the coarse grid is chosen from.
 INFORMED = 32
 # The grid search looks at this multiple of the initial low-pass: 19 Å for 12 Å (docs/performance.md).
@@ -120,6 +127,9 @@ class RefinementSettings:
         audit: share of the particles, at least 8, searched exhaustively in the last iteration; 0: none.
         seed: of the choice of those particles.
         correct_for_mask: take band and SSNR from the FSC less what the mask makes of it (else with it).
+        compile: compile the inner loops (`cryosweep.kernels`).
+        marginalise: rebuild the maps from draws of the posterior of each particle whose pose is not known
+            well enough for its image to be sharp at the band; else, and for all others, from the best pose.
     """
 
     rotation_extent: float = 20.0
@@ -133,6 +143,8 @@ class RefinementSettings:
     max_resolution: float | None = None
     regularise: bool = True
     correct_for_mask: bool = True
+    compile: bool = False
+    marginalise: bool = True
     audit: float = 0.0
     seed: int = 0
 
@@ -183,6 +195,7 @@ class IterationRecord:
         at_rotation_extent: share of particles within 5 % of the extent.
         at_shift_extent: share of particles within 5 % of the extent.
         log_posterior: mean over particles.
+        marginalised: share of particles that were inserted at draws of their posterior.
         seconds: wall time.
     """
 
@@ -199,6 +212,7 @@ class IterationRecord:
     at_rotation_extent: float
     at_shift_extent: float
     log_posterior: float
+    marginalised: float
     seconds: float
 
 
@@ -213,6 +227,8 @@ class Refinement:
         shift_change: (n,) Å, movement of the projected mask centre.
         covariance: (n, 5, 5) float64, Laplace covariance of each pose given the last references: rotation
             about the mask centre (rad; x, y, z of the view) and shift of its projection (Å).
+        log_posterior: (n,) at the refined poses, given the last references.
+        log_evidence: (n,) float64, the same integrated over rotation (rad) and shift (px).
         records: one for each iteration.
         stop: why it ended.
         crop_size: px of the cropped images it worked on.
@@ -224,6 +240,8 @@ class Refinement:
     rotation_change: Tensor
     shift_change: Tensor
     covariance: Tensor
+    log_posterior: Tensor
+    log_evidence: Tensor
     records: tuple[IterationRecord, ...]
     stop: Stop
     crop_size: int
@@ -287,6 +305,14 @@ class _Grid:
 
 
 @dataclass(frozen=True)
+class _Draws:
+    """Poses drawn from the posterior of every particle, and (n,) which particles are inserted at them."""
+
+    wide: Tensor
+    poses: list[Poses]
+
+
+@dataclass(frozen=True)
 class _Searched:
     """What the poses of one iteration were searched with: reference and plan of each half-set, anchors."""
 
@@ -332,6 +358,7 @@ def refine(
         on_iteration: called after each iteration.
     """
     pixel_size = particles.pixel_size
+    compiled = settings.compile and can_compile(device)
     space_rotation = math.radians(settings.rotation_extent)
     domain = _locate_domain(mask, fulcrum, settings, pixel_size)
     log.info("domain radius %.0f Å, images cropped to %d of %d px", domain.radius_px * pixel_size,
@@ -378,12 +405,13 @@ def refine(
                 plan_search(
                     space, coarse_shell=shell, band_shell=band, box_size=n,
                     mask_radius_px=domain.effective_radius_px, dtype=torch.float32, device=device,
+                    compiled=compiled,
                 )
                 for shell in coarse
             ]  # fmt: skip
             searched = _Searched(references, plans, anchor)
             new = Poses(poses.rotations.clone(), poses.shifts_px.clone())
-            for half, rows in _half_chunks(particles.half_sets):
+            for half, rows in _half_chunks(half_sets):
                 result = search_poses(
                     references[half], plane, images=_whiten(prepared, rows, prepared.images),
                     weights=_whiten(prepared, rows, prepared.weights),
@@ -395,7 +423,8 @@ def refine(
                 if advance is not None:
                     advance(len(rows))
             grid = _working_grid(domain, band, limit)
-            sums = _insert_all(prepared, particles.half_sets, new, grid)
+            draws = _draws(new, curvature, anchor, space, domain, band, settings, seed=iteration)
+            sums = _insert_all(prepared, half_sets, new, draws, grid, compiled=compiled)
             halves = [unfiltered(half) for half in sums]
             gsfsc = _whole_shells(fsc(*(half * grid.mask for half in halves)), grid)
             corrected = _whole_shells(mask_corrected_fsc(*halves, grid.mask), grid)
@@ -404,7 +433,9 @@ def refine(
                 gsfsc=gsfsc, corrected=corrected,
                 begin=begin, anchor=anchor, last=poses, new=new, space=space, domain=domain,
                 pixel_size=pixel_size,
-                log_posterior=float(log_posterior.mean()), seconds=time.monotonic() - began,
+                log_posterior=float(log_posterior.mean()),
+                marginalised=0.0 if draws is None else float(draws.wide.float().mean()),
+                seconds=time.monotonic() - began,
             )  # fmt: skip
             records.append(record)
             poses = new
@@ -436,7 +467,19 @@ def refine(
         if settings.audit > 0 and searched is not None:
             found = SearchResult(poses, log_posterior, curvature)
             audit = _audit(prepared, particles.half_sets, searched, found, space, settings)
-    return _result(particles, poses, covariance, start_shift_px, domain, tuple(records), stop, audit)
+    evidence = log_evidence(log_posterior, torch.linalg.inv(covariance))
+    return _result(
+        particles,
+        poses,
+        covariance,
+        log_posterior,
+        evidence,
+        start_shift_px,
+        domain,
+        tuple(records),
+        stop,
+        audit,
+    )
 
 
 def last_common_shell(curve: Tensor, threshold: float = FSC_THRESHOLD) -> int:
@@ -613,10 +656,10 @@ def _audit(
     return Audit(audited, float((shortfall > MISSED).float().mean()), float(shortfall.mean()))
 
 
-def _half_chunks(half_sets: Tensor, chunk: int = 256) -> Iterator[tuple[int, Tensor]]:
+def _half_chunks(half_sets: Sequence[Tensor], chunk: int = 256) -> Iterator[tuple[int, Tensor]]:
     """(half-set, particle numbers) in pieces."""
-    for half in (0, 1):
-        for rows in (half_sets == half).nonzero().squeeze(-1).split(chunk):
+    for half, members in enumerate(half_sets):
+        for rows in members.split(chunk):
             yield half, rows
 
 
@@ -645,10 +688,42 @@ def _coarse_shell(
     )
 
 
+def _draws(
+    poses: Poses, curvature: Tensor, anchor: Poses, space: SearchSpace, domain: _Domain, band: int,
+    settings: RefinementSettings, *, seed: int,
+) -> _Draws | None:  # fmt: skip
+    """Which particles are to be inserted at draws of their posterior, and those draws."""
+    if not settings.marginalise:
+        return None
+    covariance = posterior_covariance(curvature, poses, space)
+    variances = torch.diagonal(covariance, dim1=-2, dim2=-1)
+    rim_px = variances[:, :3].mean(dim=1).sqrt() * domain.effective_radius_px
+    uncertain_px = rim_px + variances[:, 3:].mean(dim=1).sqrt()
+    wide = uncertain_px > SHARP * domain.crop_size / band
+    generator = torch.Generator().manual_seed(settings.seed + (seed << 32))
+    return _Draws(
+        wide, posterior_draws(poses, covariance, anchor, space, pairs=PAIRS_OF_DRAWS, generator=generator)
+    )
+
+
+def _insertions(poses: Poses, draws: _Draws | None, rows: Tensor) -> Iterator[tuple[Tensor, Poses, float]]:
+    """Where the images `rows` are inserted: which of them, at which poses, with which weight."""
+    everyone = torch.arange(len(rows))
+    if draws is None:
+        yield everyone, poses[rows], 1.0
+        return
+    wide = draws.wide[rows].cpu()
+    for kept, places in ((everyone[~wide], [poses]), (everyone[wide], draws.poses)):
+        if len(kept) > 0:
+            for place in places:
+                yield kept, place[rows[kept]], 1.0 / len(places)
+
+
 def _insert_all(
-    prepared: _PreparedImages, half_sets: Tensor, poses: Poses, grid: _Grid
-) -> tuple[FourierSums, FourierSums]:
-    """Sums of both half-sets at `poses`, on the working grid."""
+    prepared: _PreparedImages, half_sets: Sequence[Tensor], poses: Poses, draws: _Draws | None, grid: _Grid,
+    *, compiled: bool,
+) -> tuple[FourierSums, FourierSums]:  # fmt: skip
+    """Sums of both half-sets at `poses`, or at draws where there are any, on the working grid."""
     plane = prepared.plane.up_to(grid.last_shell)
     samples, device = plane.k.shape[0], plane.k.device
     sums = [
@@ -657,11 +732,13 @@ def _insert_all(
     ]
     for half, rows in _half_chunks(half_sets):
         inverse = _inverse_noise(prepared, rows)[:, :samples]
-        at = poses[rows]
         values = prepared.images[rows, :samples].to(device) * inverse
-        values = values * shift_phase(plane, at.shifts_px).conj()
         weights = prepared.weights[rows, :samples].to(device) * inverse
-        insert(sums[half], values, weights, at.rotations, plane)
+        for kept, at, share in _insertions(poses, draws, rows):
+            centred = share * values[kept] * shift_phase(plane, at.shifts_px).conj()
+            (compiled_insert if compiled else insert)(
+                sums[half], centred, share * weights[kept], at.rotations, plane
+            )
     first, second = (finish_sums(half, max_shell=grid.last_shell) for half in sums)
     return first, second
 
@@ -695,7 +772,7 @@ def _next_volumes(
 def _record(
     iteration: int, *, band: float, coarse_band: float, gsfsc: Tensor, corrected: Tensor, begin: Poses,
     anchor: Poses, last: Poses, new: Poses, space: SearchSpace, domain: _Domain, pixel_size: float,
-    log_posterior: float, seconds: float,
+    log_posterior: float, marginalised: float, seconds: float,
 ) -> IterationRecord:  # fmt: skip
     """Summary of one iteration."""
     change = torch.rad2deg(angle_between(new.rotations, begin.rotations))
@@ -723,6 +800,7 @@ def _record(
         at_rotation_extent=_share_at(rotation_reach, space.rotation_extent),
         at_shift_extent=_share_at(shift_reach, space.shift_extent_px),
         log_posterior=log_posterior,
+        marginalised=marginalised,
         seconds=seconds,
     )
 
@@ -743,8 +821,9 @@ def _settled(records: list[IterationRecord], *, corrected: bool) -> bool:
 
 
 def _result(
-    particles: Particles, poses: Poses, covariance: Tensor, start_shift_px: Tensor, domain: _Domain,
-    records: tuple[IterationRecord, ...], stop: Stop, audit: Audit | None,
+    particles: Particles, poses: Poses, covariance: Tensor, log_posterior: Tensor, evidence: Tensor,
+    start_shift_px: Tensor, domain: _Domain, records: tuple[IterationRecord, ...], stop: Stop,
+    audit: Audit | None,
 ) -> Refinement:  # fmt: skip
     """Poses back in the frame of the whole map, in float64."""
     # the search works in float32: take over the change of rotation, so that the product stays orthonormal
@@ -759,6 +838,8 @@ def _result(
         rotation_change=torch.rad2deg(change.norm(dim=-1)),
         shift_change=moved.norm(dim=-1) * particles.pixel_size,
         covariance=covariance.cpu() * unit[:, None] * unit,
+        log_posterior=log_posterior.cpu(),
+        log_evidence=evidence.cpu(),
         records=records,
         stop=stop,
         crop_size=domain.crop_size,

@@ -29,7 +29,12 @@ from torch import Tensor
 
 from cryosweep.fourier import HalfPlane
 from cryosweep.geometry import angle_between, rotation_from_vector, rotation_vector
-from cryosweep.likelihood import Quadratic, log_likelihood_on_grid, log_likelihood_quadratic
+from cryosweep.likelihood import (
+    Quadratic,
+    compiled_log_likelihood_quadratic,
+    log_likelihood_on_grid,
+    log_likelihood_quadratic,
+)
 from cryosweep.projector import Reference, slices
 
 # Samples worked on at a time: large enough to amortise a call, small enough to stay in cache.
@@ -145,6 +150,7 @@ class SearchPlan:
         shifts_px: (s, 2) residual shifts of the grid.
         stages: from the coarsest band to the finest.
         mask_radius_px: of the domain, which turns angles into movements.
+        compiled: whether the steps are taken by the compiled kernel (`cryosweep.kernels`; float32).
     """
 
     coarse_shell: int
@@ -153,6 +159,7 @@ class SearchPlan:
     shifts_px: Tensor
     stages: tuple[Stage, ...]
     mask_radius_px: float
+    compiled: bool
 
 
 @dataclass(frozen=True)
@@ -215,6 +222,7 @@ def plan_search(
     mask_radius_px: float,
     dtype: torch.dtype,
     device: torch.device,
+    compiled: bool = False,
 ) -> SearchPlan:
     """A grid whose steps keep the coarse band in phase, and a pyramid up to `band_shell`.
 
@@ -235,7 +243,7 @@ def plan_search(
         Stage(middle, 3, 2, margin=4.0),
         Stage(band_shell, 2, 10, margin=1.0),
     )
-    return SearchPlan(coarse_shell, vectors, _neighbours(vectors), shifts, stages, mask_radius_px)
+    return SearchPlan(coarse_shell, vectors, _neighbours(vectors), shifts, stages, mask_radius_px, compiled)
 
 
 def informative_shell(
@@ -359,6 +367,7 @@ def search_poses(
         _polish(
             reference.up_to(stage.shell), plane.up_to(stage.shell), images=images, weights=weights,
             anchor=anchor, reached=reached, running=running, space=space, iterations=stage.iterations,
+            compiled=plan.compiled,
         )  # fmt: skip
     rows = torch.arange(len(images), device=images.device)
     best = reached.log_posterior.argmax(dim=1)
@@ -466,7 +475,7 @@ def _grid_prior(space: SearchSpace, plan: SearchPlan) -> Tensor:
 
 def _polish(
     reference: Reference, plane: HalfPlane, *, images: Tensor, weights: Tensor, anchor: Poses,
-    reached: SearchResult, running: Tensor, space: SearchSpace, iterations: int,
+    reached: SearchResult, running: Tensor, space: SearchSpace, iterations: int, compiled: bool,
 ) -> None:  # fmt: skip
     """Levenberg-Marquardt from the `running` starts (n, h), whose rows of `reached` are replaced.
 
@@ -478,8 +487,8 @@ def _polish(
     chunk = max(1, SAMPLES_PER_CHUNK // samples)
     for owner, number in zip(owners.split(chunk), numbers.split(chunk), strict=True):
         part = levenberg_marquardt(
-            reference, plane, images=images[:, :samples], weights=weights[:, :samples], owner=owner,
-            anchor=anchor[owner], space=space, iterations=iterations,
+            reference, plane, images=images, weights=weights, owner=owner,
+            anchor=anchor[owner], space=space, iterations=iterations, compiled=compiled,
             start=Poses(reached.poses.rotations[owner, number], reached.poses.shifts_px[owner, number]),
         )  # fmt: skip
         reached.poses.rotations[owner, number] = part.poses.rotations
@@ -490,7 +499,7 @@ def _polish(
 
 def levenberg_marquardt(
     reference: Reference, plane: HalfPlane, *, images: Tensor, weights: Tensor, owner: Tensor,
-    anchor: Poses, start: Poses, space: SearchSpace, iterations: int,
+    anchor: Poses, start: Poses, space: SearchSpace, iterations: int, compiled: bool = False,
 ) -> SearchResult:  # fmt: skip
     """Maximise the log-posterior from b starts, inside the extents.
 
@@ -503,19 +512,28 @@ def levenberg_marquardt(
     Args:
         reference: map to slice.
         plane: K samples.
-        images: (n, K) complex, Y.
-        weights: (n, K), W.
+        images: (n, K') complex, Y, K' >= K.
+        weights: (n, K'), W.
         owner: (b,) the image that each start belongs to.
         anchor: b poses.
         start: b poses.
         space: extents, priors, lever.
         iterations: most trial steps.
+        compiled: use the compiled kernel.
     """
+    samples = plane.k.shape[0]
 
     def evaluate(poses: Poses, rows: Tensor) -> Quadratic:
-        likelihood = log_likelihood_quadratic(
-            reference, plane, images=images[owner[rows]], weights=weights[owner[rows]],
-            rotations=poses.rotations, shifts_px=poses.shifts_px,
+        at = {"rotations": poses.rotations, "shifts_px": poses.shifts_px}
+        likelihood = (
+            compiled_log_likelihood_quadratic(
+                reference, plane, images=images, weights=weights, owner=owner[rows], **at
+            )
+            if compiled
+            else log_likelihood_quadratic(
+                reference, plane, images=images[:, :samples][owner[rows]],
+                weights=weights[:, :samples][owner[rows]], **at,
+            )
         )  # fmt: skip
         prior = prior_quadratic(poses, anchor[rows], space)
         return Quadratic(
@@ -575,6 +593,48 @@ def posterior_covariance(curvature: Tensor, poses: Poses, space: SearchSpace) ->
     scale = torch.diagonal(total, dim1=-2, dim2=-1).rsqrt()
     scaled = torch.linalg.inv(total * scale[:, :, None] * scale[:, None, :])
     return scaled * scale[:, :, None] * scale[:, None, :]
+
+
+def log_evidence(log_posterior: Tensor, curvature: Tensor) -> Tensor:
+    """(n,) log of the posterior integrated over rotation (rad) and shift (px), by Laplace's method, float64.
+
+    `log p + 5/2 log 2 pi - 1/2 log det C`: exact for a Gaussian, and without the volume of the prior, which
+    is the same for all particles of a job.
+
+    Args:
+        log_posterior: (n,) at the best poses.
+        curvature: (n, 5, 5) there.
+    """
+    total = curvature.double()
+    return log_posterior.double() + 2.5 * math.log(2.0 * math.pi) - 0.5 * torch.logdet(total)
+
+
+def posterior_draws(
+    poses: Poses, covariance: Tensor, anchor: Poses, space: SearchSpace, *, pairs: int,
+    generator: torch.Generator,
+) -> list[Poses]:  # fmt: skip
+    """`2 pairs` draws of each of n poses from its Laplace posterior, in pairs on either side of it.
+
+    Pairs, so that their mean is the pose itself whatever the draws. What falls outside the extents is
+    brought back.
+
+    Args:
+        poses: n best poses.
+        covariance: (n, 5, 5) of `posterior_covariance`.
+        anchor: n.
+        space: extents and lever.
+        pairs: of draws.
+        generator: on the CPU, so that a seed gives the same draws on any device.
+    """
+    root = torch.linalg.cholesky(covariance)
+    draws: list[Poses] = []
+    for _ in range(pairs):
+        normal = torch.randn(len(root), 5, 1, generator=generator, dtype=root.dtype).to(root.device)
+        step = (root @ normal).squeeze(-1).to(poses.shifts_px.dtype)
+        for side in (step, -step):
+            turned = rotation_from_vector(side[:, :3]) @ poses.rotations
+            draws.append(confine(Poses(turned, poses.shifts_px + side[:, 3:]), anchor, space))
+    return draws
 
 
 def _taken(trial: Poses, begin: Poses) -> Tensor:

@@ -31,6 +31,7 @@ LINES: tuple[tuple[str, ...], ...] = (
     ("file_commands.shared",),
     (
         "file_commands.mask",
+        "file_commands.volume",
         "file_commands.fulcrum",
         "file_commands.fsc",
         "file_commands.simulate",

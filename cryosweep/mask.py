@@ -23,8 +23,8 @@ NEGLIGIBLE = 0.01
 # linear and makes finer detail of what it is given.
 BASE_COARSER = 3.0
 
-# Above this share of its power in finer detail a base counts as rough. Maps of the ribosome smoothed as
-# advised have 0.03 to 0.12, cut into domains or not; unsmoothed ones 0.3 to 0.8 (docs/conventions.md).
+# Above this share of its power in finer detail a base counts as rough. The ribosome smoothed as advised has 0.04
+# to 0.10, whole or cut into a domain, and 0.62 to 0.72 unsmoothed.
 ROUGH_BASE = 0.15
 
 # Root mean square of the density on the edge, as a ratio to that inside, from which the edge cuts density.

@@ -29,6 +29,7 @@ from cryosweep.mask import (
     threshold_of,
     union,
 )
+from cryosweep.simulate import DOMAINS, domain_labels, load_ribosome, render_domain
 
 
 def blob(box_size: int, *, seed: int = 3) -> torch.Tensor:
@@ -402,3 +403,38 @@ def test_check_mask_measures_the_edge_and_judges_the_base() -> None:
     assert check(wide, smooth, base_resolution=4.0) == ()
     coarser = check(wide, gaussian_filter(ball + noise, sigma=3.4, pixel_size=2.0), base_resolution=18.0)
     assert "detail finer than 54.0 Å" in coarser[0]
+
+
+def test_a_base_smoothed_as_advised_passes_and_a_raw_one_does_not(record_property) -> None:
+    """The whole ribosome and its head, cut out along its territory, at resolutions that a map may reach."""
+    structure, zero, pixel_size = load_ribosome(), torch.zeros(3), 3.5
+    density = sum(
+        render_domain(
+            domain.coordinates.float(),
+            domain.weights.float(),
+            box_size=96,
+            pixel_size=pixel_size,
+            centre=zero,
+        )
+        for domain in structure.domains.values()
+    )
+    assert isinstance(density, torch.Tensor)
+    head = domain_labels(structure, box_size=96, pixel_size=pixel_size) == 1 + DOMAINS.index("head")
+    wide = spherical_mask(96, outer_px=47, inner_px=1)
+    for resolution in (7.0, 9.0, 12.0):
+        (raw,) = check_mask(
+            wide, pixel_size=pixel_size, resolution=8.0, base=density, base_resolution=resolution
+        )
+        sigma = float(raw.split("Gaussian of ")[1].split(" Å")[0])
+        smooth = gaussian_filter(density, sigma=sigma, pixel_size=pixel_size)
+        for name, base in (("whole", smooth), ("head", smooth * head)):
+            assert (
+                check_mask(wide, pixel_size=pixel_size, resolution=8.0, base=base, base_resolution=resolution)
+                == ()
+            )
+            share = fine_power(base, pixel_size=pixel_size, finer_than=3 * resolution)
+            record_property(f"fine_power_{name}_{resolution:g}", share)
+        record_property(
+            f"fine_power_raw_{resolution:g}",
+            fine_power(density, pixel_size=pixel_size, finer_than=3 * resolution),
+        )

@@ -23,8 +23,8 @@ NEGLIGIBLE = 0.01
 # linear and makes finer detail of what it is given.
 BASE_COARSER = 3.0
 
-# Above this share of its power in finer detail a base counts as rough. The ribosome smoothed as advised has 0.04
-# to 0.10, whole or cut into a domain, and 0.62 to 0.72 unsmoothed.
+# Above this share of its power in finer detail a base counts as rough. The ribosome smoothed as advised has
+# 0.04 to 0.10, whole or cut into a domain, and 0.62 to 0.72 unsmoothed.
 ROUGH_BASE = 0.15
 
 # Root mean square of the density on the edge, as a ratio to that inside, from which the edge cuts density.
@@ -348,7 +348,7 @@ def check_mask(
 
 
 def edge_width_px(mask: Tensor) -> float:
-    """Width (px) of the raised cosine that is as steep as a mask is at its steepest; 0 for a hard edge.
+    """Width (px) of the raised cosine as steep as a mask is at its steepest; 0 if hard, inf without an edge.
 
     A raised cosine of width w falls by pi / (2 w) a voxel in its middle. The slope is taken from differences
     of neighbouring voxels along the three axes; steps of the distance to a region of voxels make it up to 1.5
@@ -359,7 +359,8 @@ def edge_width_px(mask: Tensor) -> float:
     """
     if bool(((mask == 0) | (mask == 1)).all()):
         return 0.0
-    return 0.5 * math.pi / float(_slope(mask).max())
+    steepest = float(_slope(mask).max())
+    return 0.5 * math.pi / steepest if steepest > 0.0 else math.inf
 
 
 def density_on_edge(mask: Tensor, density: Tensor) -> float:

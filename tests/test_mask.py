@@ -338,6 +338,7 @@ def test_the_width_of_an_edge_is_read_off_its_steepest_place(width: float) -> No
     padded = torch.nn.functional.pad(region, [26] * 6)
     assert width - 1.5 < edge_width_px(soft_edge(padded, width)) <= width
     assert edge_width_px(ball.round()) == 0.0
+    assert edge_width_px(torch.full((8, 8, 8), 0.5)) == math.inf
 
 
 def test_power_of_fine_detail_is_that_of_its_waves() -> None:

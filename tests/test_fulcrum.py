@@ -118,6 +118,9 @@ def test_the_contact_is_nearer_to_the_hinge_than_the_centre_of_the_domain(
     record_property("centre_to_hinge", centre)
     assert away < distance
     assert centre > from_centre
+    part = regions[carrier]
+    narrower = contact(regions[name], part, pixel_size=PIXEL_SIZE, radius=5.0).centre
+    assert float(torch.linalg.vector_norm(narrower - found.contact.centre)) < 2.0
     # with all the rest instead of the carrier
     rest = torch.stack([regions[domain] for domain in others]).any(dim=0)
     all_rest = contact(regions[name], rest, pixel_size=PIXEL_SIZE).centre

@@ -162,6 +162,7 @@ class SoftMask(MaskConfig):
 
     threshold: float
     threshold_unit: ThresholdUnit
+    fill_holes: bool
     dilation_radius: Length
     soft_padding_width: Length
     kind: str = "soft"
@@ -247,6 +248,14 @@ class DomainHinge(FulcrumConfig):
 
 
 @dataclass
+class Interface(FulcrumConfig):
+    """Where the domain of the mask base touches the part that carries it."""
+
+    parts: list[str]
+    kind: str = "interface"
+
+
+@dataclass
 class SearchConfig:
     """How far from its starting pose a particle may go."""
 
@@ -314,7 +323,7 @@ SCHEMAS: dict[str, tuple[type, ...]] = {
     "mask_base": (DomainBase, FileBase, ConsensusBase),
     "mask": (SoftMask, MaskFile),
     "scoring": (SoftScoring, ScoringFile),
-    "fulcrum": (MaskCentre, BoxCentre, FulcrumPx, FulcrumMarker, DomainHinge),
+    "fulcrum": (MaskCentre, BoxCentre, FulcrumPx, FulcrumMarker, DomainHinge, Interface),
     "search": (SearchConfig,),
     "refinement": (RefinementConfig,),
     "compute": (ComputeConfig,),
@@ -550,6 +559,8 @@ def _fulcrum_faults(config: JobConfig) -> list[str]:
                 "choose fulcrum=marker, fulcrum=px or fulcrum=mask_centre"
             ]
         return ["fulcrum=hinge: the body carries the others and turns about no hinge"] * (base.name == "body")
+    if isinstance(fulcrum, Interface):
+        return _interface_faults(config, fulcrum)
     if not isinstance(fulcrum, FulcrumPx | FulcrumMarker):
         return []
     position = fulcrum.position
@@ -568,6 +579,25 @@ def _fulcrum_faults(config: JobConfig) -> list[str]:
                 f"fulcrum.position={position} px: lies outside the {box} px box; "
                 f"if these are Å, divide by data.pixel_size ({pixel:g}) to get [{in_px}]"
             ]
+    return []
+
+
+def _interface_faults(config: JobConfig, fulcrum: Interface) -> list[str]:
+    labelled = isinstance(config.data, SimulatedData) and isinstance(config.mask_base, DomainBase)
+    if not fulcrum.parts and not labelled:
+        return [
+            "fulcrum.parts=[]: only a labelled domain of simulated data knows its neighbours; "
+            "give fulcrum.parts=[carrier.mrc], or all other parts"
+        ]
+    if not fulcrum.parts and isinstance(config.mask, MaskFile):
+        return [
+            "fulcrum.parts=[]: with mask=file the other parts are not known; give fulcrum.parts=[carrier.mrc]"
+        ]
+    if isinstance(config.mask_base, ConsensusBase) and not isinstance(config.mask, MaskFile):
+        return [
+            "fulcrum=interface: mask_base=consensus is the whole complex, which touches no other part; "
+            "choose mask_base=file (a map of the domain) or mask=file"
+        ]
     return []
 
 

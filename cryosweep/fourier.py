@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -115,22 +116,49 @@ def shell_sum(values: Tensor, *, dims: int) -> Tensor:
     return total[:, : shell_count(box_size)].reshape(*values.shape[:-dims], shell_count(box_size))
 
 
-def low_pass(volume: Tensor, *, resolution: float, pixel_size: float, edge_shells: int = 2) -> Tensor:
+def low_pass(
+    volume: Tensor,
+    *,
+    resolution: float,
+    pixel_size: float,
+    edge_shells: int = 2,
+    edge: Literal["outside", "centred"] = "outside",
+) -> Tensor:
     """`volume` without what is finer than `resolution` (Å): a raised-cosine edge of `edge_shells` shells.
-
-    The edge lies on the outside of the shell of `resolution`, as in `relion_image_handler --lowpass`.
 
     Args:
         volume: (d, d, d).
         resolution: Å.
         pixel_size: Å.
         edge_shells: width of the edge in shells.
+        edge: `outside`: all up to the shell of `resolution` is kept in full; `centred`: half of the amplitude
+            there, as in `relion_image_handler --lowpass`, which rounds that shell to a whole number.
     """
+    return multiply_spectrum(
+        volume, _low_pass_transfer(volume, resolution, pixel_size, edge_shells, centred=edge == "centred")
+    )
+
+
+def high_pass(volume: Tensor, *, resolution: float, pixel_size: float, edge_shells: int = 2) -> Tensor:
+    """What a `low_pass` with a centred edge takes away; arguments as there.
+
+    As `relion_image_handler --highpass`, but that this does not round the shell of `resolution`.
+    """
+    return multiply_spectrum(
+        volume, 1.0 - _low_pass_transfer(volume, resolution, pixel_size, edge_shells, centred=True)
+    )
+
+
+def _low_pass_transfer(
+    volume: Tensor, resolution: float, pixel_size: float, edge_shells: int, *, centred: bool
+) -> Tensor:
     box_size = volume.shape[-1]
     cutoff = box_size * pixel_size / resolution
+    if centred:
+        cutoff -= 0.5 * edge_shells
     radius = frequency_radius(box_size, dims=3, dtype=volume.dtype, device=volume.device)
     position = ((radius - cutoff) / edge_shells).clamp(0.0, 1.0)
-    return multiply_spectrum(volume, 0.5 + 0.5 * torch.cos(math.pi * position))
+    return 0.5 + 0.5 * torch.cos(math.pi * position)
 
 
 def gaussian_filter(volume: Tensor, *, sigma: float, pixel_size: float) -> Tensor:

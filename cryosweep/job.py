@@ -21,8 +21,9 @@ from cryosweep import config as schemas
 from cryosweep import diagnostics
 from cryosweep.config import JobConfig, parse_length, parse_memory
 from cryosweep.fourier import gaussian_filter
+from cryosweep.fulcrum import contact_radius, interface
 from cryosweep.io.maps import SAME_PIXEL_SIZE, Map, read_map, read_mask, write_map
-from cryosweep.io.markers import read_marker
+from cryosweep.io.markers import read_marker, write_marker
 from cryosweep.io.particles import Particles, read_particles, write_particles
 from cryosweep.mask import centre_of_mass, check_mask, soft_mask, threshold_of
 from cryosweep.progress import Progress
@@ -108,6 +109,10 @@ def check_job(config: JobConfig) -> list[str]:
     fulcrum = config.fulcrum
     if isinstance(fulcrum, schemas.FulcrumMarker) and fulcrum.path is not None:
         _attempt(found, lambda path=fulcrum.path: read_marker(Path(path)))
+    if isinstance(fulcrum, schemas.Interface) and isinstance(config.mask, schemas.MaskFile):
+        for path in fulcrum.parts:  # a finished mask gives no threshold to cut maps at
+            if Path(path).is_file():
+                _attempt(found, lambda path=path: read_mask(Path(path)))
     return found
 
 
@@ -130,8 +135,13 @@ def run_job(config: JobConfig, folder: Path, tracker: Tracker, progress: Progres
     base = _mask_base(config, data, start, device)
     mask = _aligning_mask(config, base, particles, device)
     ruler = _ruler(config, base, particles, device)
-    fulcrum = _fulcrum(config, mask, start, particles)
-    notes = [*particles.notes, *_mask_notes(config, mask, particles)]
+    notes = [*particles.notes, *_mask_notes(config, mask, base, particles)]
+    if isinstance(config.fulcrum, schemas.Interface):
+        fulcrum, note = _interface(config, config.fulcrum, data, start, base, mask, device)
+        notes.append(note)
+    else:
+        fulcrum = _fulcrum(config, mask, start, particles)
+    _write_fulcrum(folder, fulcrum, start, particles)
     for note in notes:
         progress.note(note)
     record_run(
@@ -259,7 +269,8 @@ def _map_files(config: JobConfig) -> list[str]:
     """Every map that the configuration names."""
     chosen = (config.consensus, config.mask_base, config.mask, config.scoring)
     names = ("half_a", "half_b", "path")
-    return [getattr(group, name) for group in chosen for name in names if hasattr(group, name)]
+    found = [getattr(group, name) for group in chosen for name in names if hasattr(group, name)]
+    return [*found, *getattr(config.fulcrum, "parts", ())]
 
 
 def _read_volume(path: str) -> Map:
@@ -319,20 +330,29 @@ def _mask_base(config: JobConfig, data: _Data, start: _Start, device: torch.devi
     if isinstance(config.mask, schemas.MaskFile) and isinstance(config.scoring, schemas.ScoringFile):
         return None
     if isinstance(base, schemas.FileBase):
-        volume = _volume_like(base.path, data.particles, device)
+        volume = _smoothed(config, _volume_like(base.path, data.particles, device), data.particles)
     else:
-        volume = 0.5 * (start.half_maps.half_a + start.half_maps.half_b)
-    smoothing = base.smoothing
-    if smoothing is None:
-        smoothing = SMOOTHING_PER_LOWPASS * config.refinement.initial_lowpass
-    if smoothing > 0:
-        volume = gaussian_filter(volume, sigma=smoothing, pixel_size=data.particles.pixel_size)
+        volume = _smoothed_consensus(config, data, start)
     if isinstance(base, schemas.DomainBase):
         if data.truth is None:
             raise ValueError("mask_base=domain: only simulated data have labelled domains")
         # only the territory comes from the model, as from a segmentation: the density is that of the data
         volume = volume * (data.truth.labels == 1 + DOMAINS.index(base.name)).to(device)
     return volume
+
+
+def _smoothed(config: JobConfig, volume: Tensor, particles: Particles) -> Tensor:
+    """`volume` as it is smoothed before masks are cut from it."""
+    smoothing = config.mask_base.smoothing
+    if smoothing is None:
+        smoothing = SMOOTHING_PER_LOWPASS * config.refinement.initial_lowpass
+    if smoothing > 0:
+        volume = gaussian_filter(volume, sigma=smoothing, pixel_size=particles.pixel_size)
+    return volume
+
+
+def _smoothed_consensus(config: JobConfig, data: _Data, start: _Start) -> Tensor:
+    return _smoothed(config, 0.5 * (start.half_maps.half_a + start.half_maps.half_b), data.particles)
 
 
 def _cut(base: Tensor, made: schemas.SoftMask | schemas.SoftScoring, group: str, pixel_size: float) -> Tensor:
@@ -343,6 +363,7 @@ def _cut(base: Tensor, made: schemas.SoftMask | schemas.SoftScoring, group: str,
             threshold=threshold_of(base, made.threshold, unit=made.threshold_unit.value),  # pyright: ignore[reportArgumentType]
             dilation_radius_px=parse_length(made.dilation_radius, pixel_size) / pixel_size,
             soft_padding_width_px=parse_length(made.soft_padding_width, pixel_size) / pixel_size,
+            holes_filled=isinstance(made, schemas.SoftMask) and made.fill_holes,
         )
     except ValueError as error:
         raise ValueError(f"{group}: {error}") from error
@@ -381,13 +402,21 @@ def _checked_mask(path: str, particles: Particles, device: torch.device) -> Tens
     return read_mask(Path(path)).data.to(device)
 
 
-def _mask_notes(config: JobConfig, mask: Tensor, particles: Particles) -> tuple[str, ...]:
-    if not isinstance(config.mask, schemas.SoftMask):
-        return ()
+def _mask_notes(
+    config: JobConfig, mask: Tensor, base: Tensor | None, particles: Particles
+) -> tuple[str, ...]:
+    """What is questionable about the aligning mask; a finished one has its edge measured."""
+    made = config.mask if isinstance(config.mask, schemas.SoftMask) else None
+    pixel_size, loop = particles.pixel_size, config.refinement
     return check_mask(
-        mask, pixel_size=particles.pixel_size, resolution=config.refinement.initial_lowpass,
-        soft_padding_width=parse_length(config.mask.soft_padding_width, particles.pixel_size),
-    )  # fmt: skip
+        mask,
+        pixel_size=pixel_size,
+        resolution=loop.initial_lowpass,
+        soft_padding_width=None if made is None else parse_length(made.soft_padding_width, pixel_size),
+        base=None if made is None else base,
+        # the finest that the refinement may reach: what is rough for that is rough for anything coarser
+        base_resolution=2.0 * pixel_size if loop.max_resolution is None else loop.max_resolution,
+    )
 
 
 def _fulcrum(config: JobConfig, mask: Tensor, start: _Start, particles: Particles) -> Tensor:
@@ -422,6 +451,63 @@ def _fulcrum(config: JobConfig, mask: Tensor, start: _Start, particles: Particle
             "check the unit (px or Å) and the origin of the map it was read from"
         )
     return point
+
+
+def _interface(
+    config: JobConfig, chosen: schemas.Interface, data: _Data, start: _Start, base: Tensor | None,
+    mask: Tensor, device: torch.device,
+) -> tuple[Tensor, str]:  # fmt: skip
+    """(3,) Å from the box centre where the domain touches its carrier, and how well that is known.
+
+    Domain and parts are cut where the mask is, at the same density, and not dilated.
+
+    Raises:
+        ValueError: they do not touch as a hinge does.
+    """
+    particles = data.particles
+    if isinstance(config.mask, schemas.SoftMask):
+        assert base is not None
+        threshold = threshold_of(base, config.mask.threshold, unit=config.mask.threshold_unit.value)  # pyright: ignore[reportArgumentType]
+        domain = base > threshold
+    else:
+        threshold, domain = 0.5, mask > 0.5
+    if chosen.parts:
+        names = list(chosen.parts)
+        parts = [_part(config, path, threshold, particles, device) for path in names]
+    else:
+        assert isinstance(config.mask_base, schemas.DomainBase)
+        assert data.truth is not None
+        names = [name for name in DOMAINS if name != config.mask_base.name]
+        dense = _smoothed_consensus(config, data, start) > threshold
+        labels = data.truth.labels.to(device)
+        parts = [dense & (labels == 1 + DOMAINS.index(name)) for name in names]
+    pixel_size = particles.pixel_size
+    try:
+        found = interface(domain, parts, names=names, pixel_size=pixel_size)
+    except ValueError as error:
+        raise ValueError(f"fulcrum=interface: {error} (fulcrum=marker)") from error
+    x, y, z = (f"{float(value):.1f}" for value in found.contact.sd)
+    return found.contact.centre, (
+        f"The fulcrum is the contact with {names[found.carrier]}: {found.contact.voxels} voxels within "
+        f"{contact_radius(pixel_size):g} Å of both, of SD {x}, {y}, {z} Å along x, y, z."
+    )
+
+
+def _part(
+    config: JobConfig, path: str, threshold: float, particles: Particles, device: torch.device
+) -> Tensor:
+    """Where a mask is above one half, or a map, smoothed as the mask base is, above `threshold`."""
+    volume = _volume_like(path, particles, device)
+    if float(volume.min()) >= 0.0 and float(volume.max()) <= 1.0:
+        return volume > 0.5
+    return _smoothed(config, volume, particles) > threshold
+
+
+def _write_fulcrum(folder: Path, fulcrum: Tensor, start: _Start, particles: Particles) -> None:
+    """The fulcrum as a marker over the maps of the run folder."""
+    half = particles.box_size // 2 * particles.pixel_size
+    x, y, z = (float(value) + half + origin for value, origin in zip(fulcrum, start.origin, strict=True))
+    write_marker(folder / "fulcrum.cmm", (x, y, z), radius=2.0 * particles.pixel_size, note="fulcrum")
 
 
 # ---- refinement and scores ----
@@ -616,7 +702,7 @@ def _log(tracker: Tracker, folder: Path, curves: pd.DataFrame) -> None:
     for name in curves.columns.drop(["shell", "frequency"]):
         tracker.curve(str(name), curves[name].tolist())
     for path in sorted(folder.iterdir()):
-        if path.suffix in (".mrc", ".star", ".csv") or path.name in ("summary.json", "run.json"):
+        if path.suffix in (".mrc", ".star", ".csv", ".cmm") or path.name in ("summary.json", "run.json"):
             tracker.artifact(path)
     for path in sorted((folder / "figures").iterdir()):
         tracker.artifact(path, folder="figures")

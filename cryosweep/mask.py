@@ -14,10 +14,24 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from cryosweep.fourier import centred_range
+from cryosweep.fourier import centred_range, frequency_radius
 
 # Below this a mask no longer matters to the map it multiplies; it sets the reach of a mask, not its volume.
 NEGLIGIBLE = 0.01
+
+# A mask base should be low-passed this many times coarser than the resolution expected: a threshold is not
+# linear and makes finer detail of what it is given.
+BASE_COARSER = 3.0
+
+# Above this share of its power in finer detail a base counts as rough. The ribosome smoothed as advised has
+# 0.04 to 0.10, whole or cut into a domain, and 0.62 to 0.72 unsmoothed.
+ROUGH_BASE = 0.15
+
+# Root mean square of the density on the edge, as a ratio to that inside, from which the edge cuts density.
+DENSITY_CUT = 0.25
+
+# A Gaussian of this share of a resolution halves the amplitude there: exp(-2 (pi sigma k)^2) = 1/2.
+_HALF_AMPLITUDE = math.sqrt(0.5 * math.log(2.0)) / math.pi
 
 
 def threshold_of(base: Tensor, value: float, *, unit: Literal["absolute", "fraction"]) -> float:
@@ -49,7 +63,12 @@ def threshold_of(base: Tensor, value: float, *, unit: Literal["absolute", "fract
 
 
 def soft_mask(
-    base: Tensor, *, threshold: float, dilation_radius_px: float, soft_padding_width_px: float
+    base: Tensor,
+    *,
+    threshold: float,
+    dilation_radius_px: float,
+    soft_padding_width_px: float,
+    holes_filled: bool = False,
 ) -> Tensor:
     """Mask that keeps the region of `base` above `threshold`, dilated, with a soft edge.
 
@@ -61,6 +80,7 @@ def soft_mask(
         threshold: map units; voxels strictly above it are inside.
         dilation_radius_px: >= 0; see `dilate`.
         soft_padding_width_px: >= 0; the edge lies outside the dilated region. See `minimum_soft_padding`.
+        holes_filled: whether holes of the region are filled before it is dilated; see `fill_holes`.
 
     Returns:
         (d, d, d) in [0, 1], exactly 1 in the dilated region; dtype and device of `base`.
@@ -79,6 +99,8 @@ def soft_mask(
             f"every voxel of the mask base lies above the threshold {threshold:g} (its minimum is "
             f"{float(base.min()):g}); raise the threshold"
         )
+    if holes_filled:
+        region = fill_holes(region)
     region = dilate(region, dilation_radius_px)
     if bool(region.all()):
         raise ValueError(
@@ -113,6 +135,40 @@ def erode(region: Tensor, radius_px: float) -> Tensor:
     What lies beyond the box does not count as outside. Same arguments and errors as `dilate`.
     """
     return ~dilate(~region, radius_px)
+
+
+def fill_holes(region: Tensor) -> Tensor:
+    """`region` (d, d, d) bool, and every voxel outside it from which no path leads out of the box.
+
+    A path steps from face to face, so that a wall of voxels that touch at their corners holds. A channel to
+    the outside is not closed: dilate, fill and erode where it should be.
+    """
+    filled = ndimage.binary_fill_holes(region.cpu().numpy())
+    return torch.from_numpy(np.asarray(filled)).to(region.device)
+
+
+def intersection(first: Tensor, second: Tensor) -> Tensor:
+    """Mask of what lies in both masks: the smaller value of the two."""
+    return torch.minimum(first, second)
+
+
+def union(first: Tensor, second: Tensor) -> Tensor:
+    """Mask of what lies in either mask: the larger value of the two.
+
+    Where both have soft edges of one width it is the soft mask of the two regions together, voxel for voxel;
+    a sum would bulge where the edges meet.
+    """
+    return torch.maximum(first, second)
+
+
+def difference(first: Tensor, second: Tensor) -> Tensor:
+    """Mask of what lies in the first mask and not in the second."""
+    return torch.minimum(first, 1.0 - second)
+
+
+def inverted(mask: Tensor) -> Tensor:
+    """Mask of what lies outside `mask`."""
+    return 1.0 - mask
 
 
 def soft_edge(region: Tensor, width_px: float, *, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -231,7 +287,13 @@ def minimum_soft_padding(resolution: float, pixel_size: float) -> float:
 
 
 def check_mask(
-    mask: Tensor, *, pixel_size: float, resolution: float, soft_padding_width: float
+    mask: Tensor,
+    *,
+    pixel_size: float,
+    resolution: float,
+    soft_padding_width: float | None = None,
+    base: Tensor | None = None,
+    base_resolution: float | None = None,
 ) -> tuple[str, ...]:
     """What a person should know about a mask before using it, as plain sentences; none if all is well.
 
@@ -240,6 +302,11 @@ def check_mask(
         pixel_size: Å.
         resolution: Å, of the map to be masked.
         soft_padding_width: Å, as the mask was made; one pixel less than `minimum_soft_padding` still passes.
+            Without it the width is measured, see `edge_width_px`, and 2.5 px less pass.
+        base: (d, d, d), the map that the mask was cut from: judged for its smoothness, and for how much of it
+            lies on an edge that is too sharp. Without it neither is.
+        base_resolution: Å, the GSFSC that is expected in the end, for the smoothness of `base`; default
+            `resolution`.
     """
     low, high = float(mask.min()), float(mask.max())
     if low == 0.0 and high == 0.0:
@@ -250,6 +317,101 @@ def check_mask(
             f"The mask has values from {low:g} to {high:g}, but it must lie between 0 and 1: threshold it "
             f"again or divide it by its maximum."
         )
+    edge = _edge_finding(mask, pixel_size, resolution, soft_padding_width)
+    if edge is not None:
+        findings.append(edge)
+        cut = 0.0 if base is None else density_on_edge(mask, base)
+        if cut > DENSITY_CUT:
+            findings.append(
+                f"That edge cuts through density: on it the base has {cut:.0%} of its root mean "
+                f"square inside. Both halves are cut alike, and their masked FSC reads too well: widen the "
+                f"soft padding, or dilate until the edge lies in solvent."
+            )
+    if base is not None:
+        expected = resolution if base_resolution is None else base_resolution
+        share = fine_power(base, pixel_size=pixel_size, finer_than=BASE_COARSER * expected)
+        if share > ROUGH_BASE:
+            findings.append(
+                f"The mask base is not smooth: {share:.0%} of its power lies in detail finer than "
+                f"{BASE_COARSER * expected:.1f} Å, {BASE_COARSER:g} times the resolution of "
+                f"{expected:.1f} Å, and what is sharp in a mask correlates the half maps. Smooth the base by "
+                f"a Gaussian of "
+                f"{_HALF_AMPLITUDE * BASE_COARSER * expected:.1f} Å or more before the threshold."
+            )
+    boundary = max(float(mask.select(axis, end).max()) for axis in range(3) for end in (0, -1))
+    if boundary > NEGLIGIBLE:
+        findings.append(
+            f"The mask reaches the box boundary (value {boundary:.2f} there), so its edge is cut off: use a "
+            f"larger box, or reduce the dilation radius or the soft padding width."
+        )
+    return tuple(findings)
+
+
+def edge_width_px(mask: Tensor) -> float:
+    """Width (px) of the raised cosine as steep as a mask is at its steepest; 0 if hard, inf without an edge.
+
+    A raised cosine of width w falls by pi / (2 w) a voxel in its middle. The slope is taken from differences
+    of neighbouring voxels along the three axes; steps of the distance to a region of voxels make it up to 1.5
+    voxels too narrow.
+
+    Args:
+        mask: (d, d, d).
+    """
+    if bool(((mask == 0) | (mask == 1)).all()):
+        return 0.0
+    steepest = float(_slope(mask).max())
+    return 0.5 * math.pi / steepest if steepest > 0.0 else math.inf
+
+
+def density_on_edge(mask: Tensor, density: Tensor) -> float:
+    """Root mean square of a density on the edge of a mask, as a ratio to that where the mask is 1.
+
+    The edge counts by the square of its slope, as it does in the gradient of the masked density. 0 if the
+    mask has no edge or nothing is inside.
+
+    Args:
+        mask: (d, d, d).
+        density: (d, d, d).
+    """
+    weight = _slope(mask).double().square()
+    power = density.double().square()
+    inside = mask >= 1.0 - NEGLIGIBLE
+    core = float(power[inside].mean()) if bool(inside.any()) else 0.0
+    if core == 0.0 or not float(weight.sum()) > 0.0:
+        return 0.0
+    return math.sqrt(float((weight * power).sum() / weight.sum()) / core)
+
+
+def power_outside(mask: Tensor, density: Tensor) -> float:
+    """Share of the power of a density (d, d, d), its sum of squares, that a mask (d, d, d) takes away."""
+    power = density.double().square()
+    total = float(power.sum())
+    return 0.0 if total == 0.0 else 1.0 - float((mask.double().square() * power).sum()) / total
+
+
+def fine_power(volume: Tensor, *, pixel_size: float, finer_than: float) -> float:
+    """Share of the power of a map, its mean apart, in detail finer than `finer_than` (Å).
+
+    Args:
+        volume: (d, d, d).
+        pixel_size: Å.
+        finer_than: Å.
+    """
+    box_size = volume.shape[-1]
+    power = torch.fft.rfftn(volume).abs().double().square()
+    # each Friedel pair is in the half transform once, but for the planes that hold both of its members
+    power[..., 1 : (box_size + 1) // 2] *= 2.0
+    power[0, 0, 0] = 0.0
+    total = float(power.sum())
+    if total == 0.0:
+        return 0.0
+    radius = frequency_radius(box_size, dims=3, dtype=torch.float64, device=volume.device)
+    return float(power[radius > box_size * pixel_size / finer_than].sum()) / total
+
+
+def _edge_finding(
+    mask: Tensor, pixel_size: float, resolution: float, soft_padding_width: float | None
+) -> str | None:
     minimum = minimum_soft_padding(resolution, pixel_size)
     advice = (
         f"{minimum:.1f} Å ({round(minimum / pixel_size)} px), which is 5 times the resolution of "
@@ -257,19 +419,29 @@ def check_mask(
         f"corrected FSC."
     )
     if bool(((mask == 0) | (mask == 1)).all()):
-        findings.append(f"The mask has a hard edge; its soft padding should be at least {advice}")
+        return f"The mask has a hard edge; its soft padding should be at least {advice}"
+    if soft_padding_width is None:
+        measured = edge_width_px(mask)
+        if measured < minimum / pixel_size - 2.5:
+            return (
+                f"The edge of the mask is as steep as a soft padding of {measured * pixel_size:.1f} Å "
+                f"({measured:.1f} px); that is below {advice}"
+            )
     elif soft_padding_width < minimum - pixel_size * (1 + 1e-6):
-        findings.append(
+        return (
             f"The soft padding of {soft_padding_width:.1f} Å ({soft_padding_width / pixel_size:.1f} px) is "
             f"below {advice}"
         )
-    edge = max(float(mask.select(axis, end).max()) for axis in range(3) for end in (0, -1))
-    if edge > NEGLIGIBLE:
-        findings.append(
-            f"The mask reaches the box boundary (value {edge:.2f} there), so its edge is cut off: use a "
-            f"larger box, or reduce the dilation radius or the soft padding width."
-        )
-    return tuple(findings)
+    return None
+
+
+def _slope(mask: Tensor) -> Tensor:
+    """(d, d, d) length of the difference to the next voxel along each axis; 0 along an axis at its end."""
+    squared = torch.zeros_like(mask)
+    for axis in range(3):
+        size = mask.shape[axis] - 1
+        squared.narrow(axis, 0, size).add_(mask.diff(dim=axis).square())
+    return squared.sqrt()
 
 
 def _require_length(name: str, length_px: float) -> None:

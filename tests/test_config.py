@@ -22,6 +22,7 @@ from cryosweep.config import (
     SCHEMAS,
     DomainBase,
     FulcrumPx,
+    Interface,
     RelionData,
     SimulatedData,
     SoftMask,
@@ -97,8 +98,8 @@ def test_memory() -> None:
 def test_every_file_of_conf_is_counted() -> None:
     """A file that no test below composes would be noticed here; hydra/ holds the two logging files."""
     files = [path.relative_to(conf_folder()) for path in conf_folder().rglob("*.yaml")]
-    assert len(files) == 30
-    assert len(OPTIONS) == 27
+    assert len(files) == 31
+    assert len(OPTIONS) == 28
     assert {str(path) for path in files if path.parts[0] == "hydra"} == {
         "hydra/hydra_logging/cryosweep.yaml",
         "hydra/job_logging/cryosweep.yaml",
@@ -339,3 +340,45 @@ def test_help_shows_every_group_option_and_key() -> None:
     assert "dilation_radius: 7            # Å" in describe_options("mask", [conf_folder()])
     with pytest.raises(ValueError, match="did you mean mask"):
         describe_options("maks", [conf_folder()])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ("data=relion", "data.star=a.star", "mask_base=file", "mask_base.path=a.mrc"),
+            "fulcrum.parts=[]: only a labelled domain of simulated data knows its neighbours; "
+            "give fulcrum.parts=[carrier.mrc], or all other parts",
+        ),
+        (("mask=file", "mask.path=a.mrc"), "fulcrum.parts=[]: with mask=file the other parts are not known"),
+        (
+            ("mask_base=consensus", "fulcrum.parts=[a.mrc]"),
+            "fulcrum=interface: mask_base=consensus is the whole complex, which touches no other part",
+        ),
+    ],
+)
+def test_an_interface_needs_a_domain_and_its_neighbours(overrides: tuple[str, ...], message: str) -> None:
+    (found,) = refused("fulcrum=interface", *overrides)
+    assert message in found
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("fulcrum.parts=[a.mrc]",),
+        ("mask=file", "mask.path=a.mrc", "fulcrum.parts=[a.mrc,b.mrc]", "mask_base=consensus"),
+        (
+            "data=relion",
+            "data.star=a.star",
+            "mask_base=file",
+            "mask_base.path=a.mrc",
+            "fulcrum.parts=[b.mrc]",
+        ),
+    ],
+)
+def test_an_interface_takes_its_parts_from_labels_or_files(overrides: tuple[str, ...]) -> None:
+    (job,) = plan("fulcrum=interface", *overrides).jobs
+    assert isinstance(job.fulcrum, Interface)
+    given = [value for value in overrides if value.startswith("fulcrum.parts")]
+    assert job.fulcrum.parts == (given[0].split("[")[1].strip("]").split(",") if given else [])

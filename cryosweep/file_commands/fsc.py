@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 from cryosweep.commands import add_command, say
 from cryosweep.file_commands.shared import (
+    PLOT_SUFFIXES,
     add_output,
     check_outputs,
+    check_plot,
     check_same_grid,
     read_mask_file,
     read_volume,
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from cryosweep.resolution import FscCurves
 
 THRESHOLDS = (0.143, 0.5)
-PLOT_SUFFIXES = (".png", ".pdf", ".svg")
 
 
 def add_parser(commands: Commands) -> None:
@@ -56,8 +57,7 @@ def fsc(arguments: argparse.Namespace) -> int:
     from cryosweep.resolution import five_curves
 
     plot: Path | None = arguments.plot
-    if plot is not None and plot.suffix.lower() not in PLOT_SUFFIXES:
-        raise ValueError(f"--plot {plot}: the name must end in {', '.join(PLOT_SUFFIXES)}")
+    check_plot(plot)
     outputs = [path for path in (arguments.output, plot) if path is not None]
     inputs = [path for path in (arguments.half_a, arguments.half_b, arguments.mask) if path is not None]
     check_outputs(outputs, inputs, overwrite=arguments.overwrite)

@@ -23,6 +23,8 @@ Vector = tuple[float, float, float]
 SAME_PIXEL_SIZE = 1e-3
 SAME_ORIGIN_PX = 0.5
 
+PLOT_SUFFIXES = (".png", ".pdf", ".svg")
+
 
 @dataclass(frozen=True)
 class Point:
@@ -161,6 +163,16 @@ def check_same_grid(path: Path, map: Map, other_path: Path, other: Map) -> None:
             f"note: by their headers the first voxel of {path} lies at {numbers(map.origin)} Å and that of "
             f"{other_path} at {numbers(other.origin)} Å; the two were taken to lie voxel on voxel"
         )
+
+
+def check_plot(path: Path | None) -> None:
+    """Refuse a name for a figure that says no format of figures.
+
+    Raises:
+        ValueError: it ends in none of `PLOT_SUFFIXES`.
+    """
+    if path is not None and path.suffix.lower() not in PLOT_SUFFIXES:
+        raise ValueError(f"--plot {path}: the name must end in {', '.join(PLOT_SUFFIXES)}")
 
 
 def check_outputs(outputs: Sequence[Path], inputs: Sequence[Path], *, overwrite: bool) -> None:

@@ -1,7 +1,7 @@
 """The only code that opens data files: maps (MRC), particles (STAR and stacks) and markers (.cmm)."""
 
 from cryosweep.io.maps import Map, box_centre, open_stack_for_writing, read_map, write_map
-from cryosweep.io.markers import read_marker
+from cryosweep.io.markers import read_marker, write_marker
 from cryosweep.io.particles import CtfDamping, Particles, new_particles, read_particles, write_particles
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "read_marker",
     "read_particles",
     "write_map",
+    "write_marker",
     "write_particles",
 ]

@@ -1,4 +1,4 @@
-"""A fulcrum picked in Chimera or ChimeraX: marker files (.cmm)."""
+"""A fulcrum as Chimera and ChimeraX show it: marker files (.cmm), read and written."""
 
 from __future__ import annotations
 
@@ -47,3 +47,27 @@ def read_marker(path: Path) -> tuple[float, float, float]:
             + "; keep one marker and save the file again."
         )
     return positions[0]
+
+
+def write_marker(path: Path, position: tuple[float, float, float], *, radius: float, note: str = "") -> None:
+    """Write a marker file that ChimeraX opens over the map; `read_marker` gives back `position` to the last
+    digit.
+
+    Args:
+        path: an existing file is replaced.
+        position: x, y, z in Å, in the frame of the map.
+        radius: Å, of the ball that is shown.
+        note: what the viewer shows beside the marker.
+
+    Raises:
+        ValueError: a number is not finite, or `radius` is not above 0.
+    """
+    if not all(map(math.isfinite, position)) or not 0.0 < radius < math.inf:
+        raise ValueError(f"{path}: a marker at {position} of radius {radius} cannot be shown.")
+    markers = ElementTree.Element("marker_set", {"name": note or "fulcrum"})
+    colour = {"r": "0.835", "g": "0.369", "b": "0"}  # the vermilion of the figures' crosses
+    place = {axis: repr(float(value)) for axis, value in zip("xyz", position, strict=True)}
+    attributes = {"id": "1", **place, **colour, "radius": repr(float(radius)), "note": note}
+    ElementTree.SubElement(markers, "marker", attributes)
+    ElementTree.indent(markers)
+    ElementTree.ElementTree(markers).write(path, encoding="utf-8", xml_declaration=True)

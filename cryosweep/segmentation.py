@@ -1,10 +1,10 @@
 """Regions of a map: watershed, groups of regions by smoothing, and the choice among them.
 
-The algorithm is that of Segger (Pintilie et al., J. Struct. Biol. 170, 427, 2010): every voxel at or above a
-threshold climbs to a local maximum, and the voxels that reach one maximum are a region. Then the map is
-smoothed more and more, the maximum of each region climbs on in the smoothed map, and regions whose maxima land
-on one voxel become a group. Regions and groups form a tree; the regions of a `Segmentation` that belong to no
-group are the ones shown.
+The algorithm is that of Segger (Pintilie et al., J. Struct. Biol. 170, 427, 2010): every voxel at or above
+a threshold climbs to a local maximum, and the voxels that reach one maximum are a region. Then the map is
+smoothed more and more, the maximum of each region climbs on in the smoothed map, and regions whose maxima
+land on one voxel become a group. Regions and groups form a tree; the regions of a `Segmentation` that belong
+to no group are the ones shown.
 
 Lengths are voxels (`_px`); points are x, y, z in voxels from the middle of voxel [0, 0, 0].
 """
@@ -198,7 +198,7 @@ def segment(
 
 
 def at_sigma(segmentation: Segmentation, sigma_px: float) -> tuple[int, ...]:
-    """The partition that a Gaussian of `sigma_px` made: ids, the largest first. 0 gives the finest regions."""
+    """The partition that a Gaussian of `sigma_px` made: ids, the largest first; 0 gives the finest."""
     regions = segmentation.regions
     found = [id for id in segmentation.shown if regions[id].sigma_px <= sigma_px]
     todo = [id for id in segmentation.shown if regions[id].sigma_px > sigma_px]
@@ -237,7 +237,9 @@ def ungroup(segmentation: Segmentation, id: int) -> Segmentation:
     """
     _require_shown(segmentation, (id,))
     if not segmentation.regions[id].parts:
-        raise ValueError(f"region {id} is one of the finest and has no parts; lower the step size to split it")
+        raise ValueError(
+            f"region {id} is one of the finest and has no parts; lower the step size to split it"
+        )
     regions = {other: region for other, region in segmentation.regions.items() if other != id}
     return replace(segmentation, regions=regions)
 
@@ -268,7 +270,7 @@ def territory(segmentation: Segmentation, ids: Sequence[int]) -> Tensor:
     Raises:
         ValueError: there is no such region.
     """
-    return _lookup(segmentation, {id: True for id in finest(segmentation, ids)}).bool()
+    return _lookup(segmentation, dict.fromkeys(finest(segmentation, ids), 1)).bool()
 
 
 def everything_else(segmentation: Segmentation, ids: Sequence[int]) -> Tensor:
@@ -314,7 +316,8 @@ def touching(segmentation: Segmentation, point: Sequence[float], *, reach_px: fl
     if float(distance[nearest]) > reach_px:
         raise ValueError(
             f"the point {', '.join(f'{value:.1f}' for value in point)} px lies outside every region; the "
-            f"nearest, {found}, is {float(distance[nearest]):.1f} px away: check the unit, or lower the threshold"
+            f"nearest, {found}, is {float(distance[nearest]):.1f} px away: check the unit, or lower the "
+            "threshold"
         )
     return found
 
@@ -371,7 +374,7 @@ def measure(segmentation: Segmentation, ids: Sequence[int], *, pixel_size: float
     for id in ids:
         count = segmentation.regions[id].voxels
         volume = count * pixel_size**3
-        z, y, x = (total[id] / count).tolist()
+        z, y, x = (total[id] / max(count, 1)).tolist()
         found[id] = Extent(count, volume, volume * DALTON_PER_CUBIC_ANGSTROM / 1000.0, (x, y, z))
     return found
 
@@ -446,7 +449,7 @@ class _Landscape:
 
 
 def _smoothed(spectrum: Tensor, sigma_px: float, box_size: int) -> Tensor:
-    """The volume of an `rfftn` spectrum convolved with a Gaussian; axis by axis, which is cheaper than |k|."""
+    """The volume of an `rfftn` spectrum convolved with a Gaussian, axis by axis, as |k| is dearer."""
     full = torch.fft.fftfreq(box_size, dtype=torch.float64, device=spectrum.device)
     damping = torch.exp(-2.0 * (math.pi * sigma_px * full).square()).to(spectrum.real.dtype)
     half = damping[: box_size // 2 + 1]

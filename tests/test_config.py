@@ -36,6 +36,7 @@ NEEDED: dict[str, list[str]] = {
     "data=relion": ["data.star=a.star", "mask_base=consensus"],
     "consensus=files": ["consensus.half_a=a.mrc", "consensus.half_b=b.mrc"],
     "mask_base=file": ["mask_base.path=a.mrc"],
+    "mask_base=regions": ["mask_base.ids=[1]"],
     "mask=file": ["mask.path=a.mrc"],
     "scoring=file": ["scoring.path=a.mrc"],
     "fulcrum=px": ["fulcrum.position=[1,2,3]"],
@@ -97,8 +98,8 @@ def test_memory() -> None:
 def test_every_file_of_conf_is_counted() -> None:
     """A file that no test below composes would be noticed here; hydra/ holds the two logging files."""
     files = [path.relative_to(conf_folder()) for path in conf_folder().rglob("*.yaml")]
-    assert len(files) == 30
-    assert len(OPTIONS) == 27
+    assert len(files) == 31
+    assert len(OPTIONS) == 28
     assert {str(path) for path in files if path.parts[0] == "hydra"} == {
         "hydra/hydra_logging/cryosweep.yaml",
         "hydra/job_logging/cryosweep.yaml",
@@ -235,6 +236,21 @@ def valid(option: str) -> DictConfig:
         ("", "data.defocus_max=5000", "must be from data.defocus_min=8000 Å up"),
         ("", "data.amplitude_contrast=7", "data.amplitude_contrast=7: must be from 0 up to 1"),
         ("", "mask_base.name=tail", "must be one of body, head, foot, arm"),
+        ("mask_base=regions", "mask_base.ids=null", "ids, point, marker, largest, label; none is given"),
+        ("mask_base=regions", "mask_base.largest=2", "mask_base.ids and mask_base.largest are given"),
+        (
+            "mask_base=regions",
+            "mask_base.ids=[0]",
+            "mask_base.ids=[0]: must be one number or more, each from 1",
+        ),
+        (
+            "mask_base=regions",
+            "mask_base.ids=null mask_base.point=[1,2]",
+            "mask_base.point=[1.0, 2.0]: must be three numbers [x,y,z] in px",
+        ),
+        ("mask_base=regions", "mask_base.step_size=0", "mask_base.step_size=0: must be above 0"),
+        ("mask_base=regions", "mask_base.step_size=1nm", "mask_base.step_size: '1nm' is not a length"),
+        ("mask_base=regions", "mask_base.target=0", "mask_base.target=0: must be from 1"),
         ("", "mask_base.smoothing=-1", "mask_base.smoothing=-1: must be from 0 Å"),
         ("", "mask.threshold=1.5", "for map units set mask.threshold_unit=absolute"),
         ("", "mask.threshold_unit=absolute mask.threshold=nan", "must be a number in map units"),

@@ -196,9 +196,7 @@ def test_steps_end_at_the_target_and_none_leave_the_watershed() -> None:
     assert counts[4] < counts[2] < counts[0]
     target = counts[2] + 1
     ticks: list[int] = []
-    stopped = segment(
-        volume, threshold=threshold, steps=4, step_px=1.0, target=target, advance=ticks.append
-    )
+    stopped = segment(volume, threshold=threshold, steps=4, step_px=1.0, target=target, advance=ticks.append)
     assert len(stopped.shown) == next(count for count in counts if count <= target)
     assert sum(ticks) == 5
     alone = segment(volume, threshold=threshold, steps=0, step_px=0.0)
@@ -278,7 +276,9 @@ def test_a_point_touches_the_region_it_lies_in_or_near(made: Segmentation) -> No
     alone[10, 9, 8] = 1.0
     one = segment(alone, threshold=0.5, steps=0, step_px=1.0)
     assert touching(one, (10.0, 9.0, 10.0)) == 1
-    with pytest.raises(ValueError, match=r"12.0, 9.0, 10.0 px lies outside every region; the nearest, 1, is 4"):
+    with pytest.raises(
+        ValueError, match=r"12.0, 9.0, 10.0 px lies outside every region; the nearest, 1, is 4"
+    ):
         touching(one, (12.0, 9.0, 10.0))
 
 

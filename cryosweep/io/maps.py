@@ -41,6 +41,13 @@ class Map:
     origin: tuple[float, float, float]
     notes: tuple[str, ...] = ()
 
+    def to_px(self, point: tuple[float, float, float]) -> tuple[float, float, float]:
+        """A point (x, y, z) of Å in the frame of the map, in px from the middle of voxel [0, 0, 0]."""
+        x, y, z = (
+            (value - offset) / self.pixel_size for value, offset in zip(point, self.origin, strict=True)
+        )
+        return x, y, z
+
 
 def read_map(path: Path) -> Map:
     """Map of an MRC or CCP4 file, plain or compressed with gzip or bzip2.

@@ -39,7 +39,9 @@ def read_markers(path: Path) -> list[tuple[float, float, float]]:
     """
     positions, _ = _read(path)
     if not positions:
-        raise ValueError(f"{path}: the file holds no marker with a position; set one and save the file again.")
+        raise ValueError(
+            f"{path}: the file holds no marker with a position; set one and save the file again."
+        )
     return positions
 
 

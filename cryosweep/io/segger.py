@@ -64,8 +64,8 @@ def on_grid_of(file: SeggerFile, map: Map) -> Segmentation:
     x, y, z = (round(value) for value in apart)
     if max(abs(value - whole) for value, whole in zip(apart, (x, y, z), strict=True)) > SAME_VOXEL_PX:
         raise ValueError(
-            f"the first voxel of the segmentation lies {', '.join(f'{value:.2f}' for value in apart)} px from "
-            "that of the map, not whole voxels; their origins do not belong together"
+            f"the first voxel of the segmentation lies {', '.join(f'{value:.2f}' for value in apart)} px "
+            "from that of the map, not whole voxels; their origins do not belong together"
         )
     depth, height, width = map.data.shape
     return placed(file.segmentation, (depth, height, width), (x, y, z))

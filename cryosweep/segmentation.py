@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -377,6 +377,21 @@ def measure(segmentation: Segmentation, ids: Sequence[int], *, pixel_size: float
         z, y, x = (total[id] / max(count, 1)).tolist()
         found[id] = Extent(count, volume, volume * DALTON_PER_CUBIC_ANGSTROM / 1000.0, (x, y, z))
     return found
+
+
+def total(extents: Iterable[Extent]) -> Extent:
+    """One extent of disjoint regions together.
+
+    Raises:
+        ValueError: none are given, or they have no voxels.
+    """
+    each = list(extents)
+    voxels = sum(extent.voxels for extent in each)
+    if voxels == 0:
+        raise ValueError("regions without voxels have no centre")
+    x, y, z = (sum(extent.voxels * extent.centre_px[axis] for extent in each) / voxels for axis in range(3))
+    volume = sum(extent.volume for extent in each)
+    return Extent(voxels, volume, volume * DALTON_PER_CUBIC_ANGSTROM / 1000.0, (x, y, z))
 
 
 def placed(segmentation: Segmentation, shape: Sequence[int], first: tuple[int, int, int]) -> Segmentation:

@@ -46,7 +46,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "starfile": ("io.particles",),
     "pandas": (
         "io.particles", "simulate", "study.assessment", "study.comparison", "study.report", "job",
-        "file_commands.fsc",
+        "file_commands.fsc", "file_commands.segment",
     ),
     "matplotlib": ("diagnostics", "study.report"),
     "plotly": ("study.report",),

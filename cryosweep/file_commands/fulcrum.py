@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from cryosweep.commands import add_command, say
 from cryosweep.file_commands.shared import (
     Point,
-    Vector,
     check_file,
     check_same_grid,
     numbers,
+    point_of,
     read_mask_file,
     read_volume,
 )
@@ -61,7 +61,7 @@ def fulcrum(arguments: argparse.Namespace) -> int:
         place = zip(read_marker(arguments.marker), map.origin, strict=True)
         x, y, z = ((value - offset) / map.pixel_size for value, offset in place)
     else:
-        x, y, z = _three_numbers(arguments.px)
+        x, y, z = point_of("--px", arguments.px)
     point = Point.in_map((x, y, z), map)
     if not all(0.0 <= value <= box_size - 1 for value in point.px):
         raise ValueError(
@@ -74,11 +74,3 @@ def fulcrum(arguments: argparse.Namespace) -> int:
     position = ",".join(f"{value:.2f}" for value in point.px)
     say(f"\ncryosweep run fulcrum=px 'fulcrum.position=[{position}]' ...")
     return 0
-
-
-def _three_numbers(text: str) -> Vector:
-    try:
-        x, y, z = (float(part) for part in text.split(","))
-    except ValueError as error:
-        raise ValueError(f"--px {text}: give three numbers, for example 44.5,40.8,33.2") from error
-    return x, y, z

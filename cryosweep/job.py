@@ -121,7 +121,7 @@ def check_job(config: JobConfig) -> list[str]:
         if base.marker is not None:
             _attempt(found, lambda path=base.marker: read_markers(_existing(path)))
         if base.segger is not None:
-            _attempt(found, lambda path=base.segger: read_segger(_existing(path)))
+            _attempt(found, lambda path=base.segger: _check_segger(path, config, box))
     fulcrum = config.fulcrum
     if isinstance(fulcrum, schemas.FulcrumMarker) and fulcrum.path is not None:
         _attempt(found, lambda path=fulcrum.path: read_marker(Path(path)))
@@ -290,6 +290,18 @@ def _existing(path: str) -> Path:
     if not Path(path).is_file():
         raise ValueError(f"{path}: there is no such file")
     return Path(path)
+
+
+def _check_segger(path: str, config: JobConfig, box: tuple[int, float] | None) -> None:
+    """Refuse a Segger file whose regions do not lie on the map that they are to cut."""
+    file = read_segger(_existing(path))
+    named = getattr(config.mask_base, "path", None) or getattr(config.consensus, "half_a", None)
+    if named is not None:
+        if Path(named).is_file():  # if not, that is said already
+            on_grid_of(file, read_map(Path(named)))
+    elif box is not None:
+        size, pixel_size = box
+        on_grid_of(file, Map(torch.zeros(()).expand(size, size, size), pixel_size, (0.0, 0.0, 0.0)))
 
 
 def _check_grid(volume: Map, path: str, box_size: int, pixel_size: float) -> None:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryosweep.io import read_marker
+from cryosweep.io.markers import read_markers
 
 
 def marker_file(folder: Path, *markers: str) -> Path:
@@ -63,3 +64,14 @@ def test_refusals_say_what_is_there(tmp_path, markers, message):
     with pytest.raises(ValueError, match=message) as refusal:
         read_marker(marker_file(tmp_path, *markers))
     assert "fulcrum.cmm" in str(refusal.value)
+
+
+def test_all_markers_of_a_file(tmp_path):
+    several = (
+        '<marker id="1" x="1" y="2" z="3"/>',
+        '<marker id="2" x="nan" y="0" z="0"/>',
+        '<marker id="3" x="4" y="5" z="6"/>',
+    )
+    assert read_markers(marker_file(tmp_path, *several)) == [(1.0, 2.0, 3.0), (4.0, 5.0, 6.0)]
+    with pytest.raises(ValueError, match=r"fulcrum\.cmm: the file holds no marker with a position"):
+        read_markers(marker_file(tmp_path, several[1]))

@@ -44,6 +44,7 @@ def add_parser(commands: Commands) -> None:
         "cut a map into regions as Segger does, list them, and write mask bases of those chosen",
         "cryosweep segment half_a.mrc half_b.mrc --ids 3 -o head.mrc --rest rest.mrc",
     )
+    parser.usage = "%(prog)s [options] MAP | HALF_A HALF_B"  # in full it would fill a screen
     parser.add_argument("maps", type=Path, nargs="+", help="map (MRC), or two half maps: their mean")
     parser.add_argument(
         "--smoothing", default="4A", metavar="LENGTH", help="sigma of a Gaussian first (default: %(default)s)"
@@ -240,10 +241,7 @@ def _read_segger(path: Path, map: Map) -> _Found:
     from cryosweep.io.segger import on_grid_of, read_segger
 
     file = read_segger(path)
-    try:
-        segmentation = on_grid_of(file, map)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    segmentation = on_grid_of(file, map)
     count = sum(not region.parts for region in segmentation.regions.values())
     said = f"threshold {file.threshold:.4g}: {count} regions in {len(segmentation.shown)} groups of {path}"
     return _Found(segmentation, file.threshold, said, f"mask_base.segger={path}")

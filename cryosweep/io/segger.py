@@ -22,12 +22,14 @@ class SeggerFile:
     """A segmentation and the grid it lies on.
 
     Attributes:
+        path: where it was read from.
         segmentation: ids, groups and names as in the file; the box need not be a cube.
         pixel_size: Å.
         origin: x, y, z in Å of voxel [0, 0, 0] in the frame that viewers show.
         threshold: map units that voxels of regions reach.
     """
 
+    path: Path
     segmentation: Segmentation
     pixel_size: float
     origin: tuple[float, float, float]
@@ -57,18 +59,21 @@ def on_grid_of(file: SeggerFile, map: Map) -> Segmentation:
     """
     if abs(file.pixel_size / map.pixel_size - 1.0) > SAME_PIXEL_SIZE:
         raise ValueError(
-            f"the segmentation has voxels of {file.pixel_size:g} Å, the map of {map.pixel_size:g} Å; "
+            f"{file.path}: the segmentation has voxels of {file.pixel_size:g} Å, the map of {map.pixel_size:g} Å; "
             "segment the map itself"
         )
     apart = [(a - b) / map.pixel_size for a, b in zip(file.origin, map.origin, strict=True)]
     x, y, z = (round(value) for value in apart)
     if max(abs(value - whole) for value, whole in zip(apart, (x, y, z), strict=True)) > SAME_VOXEL_PX:
         raise ValueError(
-            f"the first voxel of the segmentation lies {', '.join(f'{value:.2f}' for value in apart)} px "
+            f"{file.path}: the first voxel of the segmentation lies {', '.join(f'{value:.2f}' for value in apart)} px "
             "from that of the map, not whole voxels; their origins do not belong together"
         )
     depth, height, width = map.data.shape
-    return placed(file.segmentation, (depth, height, width), (x, y, z))
+    try:
+        return placed(file.segmentation, (depth, height, width), (x, y, z))
+    except ValueError as error:
+        raise ValueError(f"{file.path}: {error}") from error
 
 
 def _read(file: h5py.File, path: Path) -> SeggerFile:
@@ -110,7 +115,7 @@ def _read(file: h5py.File, path: Path) -> SeggerFile:
     }
     x, y, z = (round(float(value), 4) for value in transform[:, 3])
     segmentation = Segmentation(torch.from_numpy(labels.astype(np.int32)), regions)
-    return SeggerFile(segmentation, pixel_size, (x, y, z), float(attributes["map_level"]))  # pyright: ignore[reportArgumentType]
+    return SeggerFile(path, segmentation, pixel_size, (x, y, z), float(attributes["map_level"]))  # pyright: ignore[reportArgumentType]
 
 
 def _array(file: h5py.File, name: str) -> np.ndarray[Any, Any]:

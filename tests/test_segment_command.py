@@ -60,7 +60,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def by_library(*, smoothing: float = 4.0, steps: int = 3, step_px: float = 1.0) -> tuple[Segmentation, Map]:
+def by_library(
+    *, smoothing: float = 4.0, steps: int = 3, step_px: float = 3.5 / PIXEL
+) -> tuple[Segmentation, Map]:
     map = read_map(Path("map.mrc"))
     volume = gaussian_filter(map.data, sigma=smoothing, pixel_size=PIXEL)
     threshold = level_of(volume, 2.0, unit="sd")

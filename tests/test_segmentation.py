@@ -1,6 +1,7 @@
 """Segmentation against scikit-image, walks of single voxels, a closed form, and a real file of Segger."""
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.segmentation import watershed as flood
 
+from cryosweep.fourier import gaussian_filter
 from cryosweep.io.maps import read_map
+from cryosweep.io.particles import read_particles
 from cryosweep.io.segger import read_segger
+from cryosweep.reconstruction import reconstruct_half_maps
 from cryosweep.segmentation import (
     Segmentation,
     at_sigma,
@@ -30,6 +34,7 @@ from cryosweep.segmentation import (
     ungroup,
     watershed,
 )
+from cryosweep.simulate import DOMAINS, SimulationSettings, simulate
 
 
 def hills(box_size: int, seed: int, *, kept: float = 0.3) -> tuple[torch.Tensor, float]:
@@ -322,7 +327,35 @@ def test_part_of_a_box_is_placed_in_the_whole(made: Segmentation) -> None:
         placed(made, (24, 24, 24), (3, 0, 0))
 
 
-# ---- a real file of Segger ----
+# ---- the ribosome, and a real file of Segger ----
+
+
+def test_regions_of_a_consensus_map_are_the_domains(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """Dice index of the regions mostly in a domain with the domain, over the voxels that belong to regions.
+
+    The labels are those of the model in its mean pose; the map is blurred by motion, pose errors and noise.
+    """
+    simulate(
+        SimulationSettings(particles=300, box_size=64, pixel_size=5.25, snr=0.5),
+        tmp_path, device=torch.device("cpu"),
+    )  # fmt: skip
+    particles = read_particles(tmp_path / "particles.star")
+    halves = reconstruct_half_maps(
+        particles, particles.rotations, particles.shifts, device=torch.device("cpu")
+    )
+    volume = gaussian_filter(0.5 * (halves.half_a + halves.half_b), sigma=4.0, pixel_size=5.25)
+    made = segment(volume, threshold=level_of(volume, 2.0, unit="sd"), steps=3, step_px=3.5 / 5.25)
+    labels = read_map(tmp_path / "domains.mrc").data.round()
+    least = {"body": 0.95, "foot": 0.9, "head": 0.9, "arm": 0.5}
+    for number, name in enumerate(DOMAINS, start=1):
+        domain = (labels == number) & (made.labels > 0)
+        found = territory(made, mostly_inside(made, labels == number))
+        dice = 2.0 * int((found & domain).sum()) / int(found.sum() + domain.sum())
+        record_property(f"Dice index of the {name}", dice)
+        # 0.98, 0.95, 0.97 and 0.85 with 1,500 particles in a box of 96; a wrong axis order gives none
+        assert dice > least[name], name
 
 
 def test_regions_and_groups_of_emd_1832_are_those_of_segger(shared_data: Path) -> None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from cryosweep.segmentation import Extent, Segmentation
 
 # What holds where nothing is given; None in the parser tells it from what was given beside --segger.
-THRESHOLD, THRESHOLD_UNIT, STEPS, STEP_SIZE, TARGET = 2.0, "sd", 3, "1px", 1
+THRESHOLD, THRESHOLD_UNIT, STEPS, STEP_SIZE, TARGET = 2.0, "sd", 3, "3.5A", 1
 ROWS_SHOWN = 40
 
 

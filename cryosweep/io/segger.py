@@ -59,15 +59,16 @@ def on_grid_of(file: SeggerFile, map: Map) -> Segmentation:
     """
     if abs(file.pixel_size / map.pixel_size - 1.0) > SAME_PIXEL_SIZE:
         raise ValueError(
-            f"{file.path}: the segmentation has voxels of {file.pixel_size:g} Å, the map of {map.pixel_size:g} Å; "
-            "segment the map itself"
+            f"{file.path}: the segmentation has voxels of {file.pixel_size:g} Å, the map of "
+            f"{map.pixel_size:g} Å; segment the map itself"
         )
     apart = [(a - b) / map.pixel_size for a, b in zip(file.origin, map.origin, strict=True)]
     x, y, z = (round(value) for value in apart)
     if max(abs(value - whole) for value, whole in zip(apart, (x, y, z), strict=True)) > SAME_VOXEL_PX:
         raise ValueError(
-            f"{file.path}: the first voxel of the segmentation lies {', '.join(f'{value:.2f}' for value in apart)} px "
-            "from that of the map, not whole voxels; their origins do not belong together"
+            f"{file.path}: the first voxel of the segmentation lies "
+            f"{', '.join(f'{value:.2f}' for value in apart)} px from that of the map, not whole voxels; "
+            "their origins do not belong together"
         )
     depth, height, width = map.data.shape
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -158,10 +159,11 @@ def segment(arguments: argparse.Namespace) -> int:
         say(f"chosen: {_listed(chosen)}; {whole.volume:.0f} Å^3, {whole.mass_kda:.0f} kDa if it is protein")
         say(f"centre: {numbers(centre.px)} px from the box corner")
         say(f"        {numbers(centre.frame)} Å in the frame of the map")
-        path = f" mask_base.path={arguments.maps[0]}" if len(arguments.maps) == 1 else ""
+        named = shlex.quote(f"mask_base.path={arguments.maps[0]}") + " "
+        path = named if len(arguments.maps) == 1 else ""
         ids = _listed(_before_moves(original, segmentation, chosen))
         say(
-            f"\ncryosweep run mask_base=regions{path} mask_base.smoothing={smoothing:g} {found.keys} "
+            f"\ncryosweep run mask_base=regions {path}mask_base.smoothing={smoothing:g} {found.keys} "
             f"'mask_base.ids=[{ids}]' ..."
         )
     return 0
@@ -244,7 +246,7 @@ def _read_segger(path: Path, map: Map) -> _Found:
     segmentation = on_grid_of(file, map)
     count = sum(not region.parts for region in segmentation.regions.values())
     said = f"threshold {file.threshold:.4g}: {count} regions in {len(segmentation.shown)} groups of {path}"
-    return _Found(segmentation, file.threshold, said, f"mask_base.segger={path}")
+    return _Found(segmentation, file.threshold, said, shlex.quote(f"mask_base.segger={path}"))
 
 
 def _moved(segmentation: Segmentation, moves: Sequence[tuple[str, str]]) -> Segmentation:

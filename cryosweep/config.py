@@ -25,6 +25,13 @@ class ThresholdUnit(StrEnum):
     absolute = auto()
 
 
+class LevelUnit(StrEnum):
+    """What the threshold of a segmentation is measured in."""
+
+    sd = auto()
+    absolute = auto()
+
+
 class CtfDamping(StrEnum):
     """How the B-factor and scale columns of a STAR file enter the CTF."""
 
@@ -149,6 +156,27 @@ class ConsensusBase(MaskBaseConfig):
     """The whole consensus map."""
 
     kind: str = "consensus"
+
+
+@dataclass
+class RegionsBase(MaskBaseConfig):
+    """Chosen regions of the segmented consensus map, or of a segmented map file."""
+
+    path: str | None
+    segger: str | None
+    threshold: float
+    threshold_unit: LevelUnit
+    steps: int
+    step_size: Length
+    target: int
+    ids: list[int] | None
+    point: list[float] | None
+    marker: str | None
+    largest: int | None
+    label: str | None
+    label_value: int
+    rest: bool
+    kind: str = "regions"
 
 
 @dataclass
@@ -320,7 +348,7 @@ class JobConfig:
 SCHEMAS: dict[str, tuple[type, ...]] = {
     "data": (SimulatedData, RelionData),
     "consensus": (ReconstructedConsensus, ConsensusFiles),
-    "mask_base": (DomainBase, FileBase, ConsensusBase),
+    "mask_base": (DomainBase, FileBase, ConsensusBase, RegionsBase),
     "mask": (SoftMask, MaskFile),
     "scoring": (SoftScoring, ScoringFile),
     "fulcrum": (MaskCentre, BoxCentre, FulcrumPx, FulcrumMarker, DomainHinge, Interface),
@@ -490,6 +518,40 @@ def _base_faults(config: JobConfig) -> list[str]:
             )
         elif base.name not in ("body", "head", "foot", "arm"):
             found.append(f"mask_base.name={base.name}: must be one of body, head, foot, arm")
+    if isinstance(base, RegionsBase):
+        found += _regions_faults(base)
+    return found
+
+
+def _regions_faults(base: RegionsBase) -> list[str]:
+    found = [
+        *_range("mask_base.steps", base.steps, 0, 100),
+        *_range("mask_base.target", base.target, 1),
+        *_range("mask_base.largest", base.largest, 1),
+        *_range("mask_base.label_value", base.label_value, 0),
+    ]
+    if not math.isfinite(base.threshold):
+        found.append(f"mask_base.threshold={base.threshold}: must be a number")
+    try:
+        if parse_length(base.step_size, 1.0) == 0.0 and base.steps:
+            found.append(
+                f"mask_base.step_size={base.step_size}: must be above 0; for no steps set mask_base.steps=0"
+            )
+    except ValueError as error:
+        found.append(f"mask_base.step_size: {error}")
+    ways = ("ids", "point", "marker", "largest", "label")
+    given = [way for way in ways if getattr(base, way) is not None]
+    if len(given) != 1:
+        said = " and ".join(f"mask_base.{way}" for way in given) or "none"
+        found.append(
+            f"mask_base=regions: choose regions by one of {', '.join(ways)}; {said} "
+            f"{'are' if len(given) > 1 else 'is'} given (`cryosweep segment` lists regions with their ids)"
+        )
+    if base.ids is not None and (not base.ids or min(base.ids) < 1):
+        found.append(f"mask_base.ids={list(base.ids)}: must be one number or more, each from 1")
+    point = base.point
+    if point is not None and (len(point) != 3 or not all(math.isfinite(x) for x in point)):
+        found.append(f"mask_base.point={list(point)}: must be three numbers [x,y,z] in px")
     return found
 
 

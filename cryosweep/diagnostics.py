@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import hsv_to_rgb, to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 Array = NDArray[np.floating[Any]]
@@ -33,6 +35,7 @@ GREY = "#7F7F7F"
 MASK_EDGE = 0.5
 MASK_END = 0.05
 NEAR_EXTENT = 0.95
+LABELLED_PX = 20
 
 
 class CurveStyle(NamedTuple):
@@ -215,6 +218,73 @@ def mask_figure(mask: Array, volume: Array, pixel_size: float, fulcrum: Sequence
             bbox={"facecolor": "black", "alpha": 0.6, "linewidth": 0, "pad": 2},
         )  # fmt: skip
     _legend_below(figure, _mask_keys(True))
+    return figure
+
+
+def region_colours(ids: Sequence[int]) -> dict[int, str]:
+    """A colour (`#rrggbb`) for each region, in order: those of this module, then hues far apart."""
+    chosen = (ORANGE, SKY_BLUE, GREEN, VERMILION, PURPLE, YELLOW, BLUE)
+    found: dict[int, str] = {}
+    for number, id in enumerate(ids):
+        hue = 0.618034 * number % 1.0
+        saturation, value = (0.75, 0.55)[number // 2 % 2], (0.95, 0.75)[number % 2]
+        found[id] = (
+            chosen[number] if number < len(chosen) else to_hex(hsv_to_rgb((hue, saturation, value)).tolist())
+        )
+    return found
+
+
+def regions_figure(
+    volume: Array,
+    labels: NDArray[np.integer[Any]],
+    *,
+    colours: Mapping[int, str],
+    pixel_size: float,
+    chosen: NDArray[np.bool_] | None = None,
+    title: str = "",
+) -> Figure:
+    """Three orthogonal slices of a map with its regions in colour, numbered where they are large enough.
+
+    The slices go through the centre of mass of what is chosen, or of all regions.
+
+    Args:
+        volume: (d, d, d) indexed z, y, x.
+        labels: (d, d, d) the id of the region of each voxel, 0 for none.
+        colours: `#rrggbb` of each id.
+        pixel_size: Å.
+        chosen: (d, d, d); the rest is shown pale.
+        title: heading of the figure.
+
+    Raises:
+        ValueError: there are no regions, or the shapes do not fit.
+    """
+    inside = (labels > 0) if chosen is None else chosen
+    _check_volume(volume, inside.astype(np.float32))
+    index = _mask_centre(inside.astype(np.float32))
+    cuts = [_cut(volume, plane, index) for plane in _PLANES]
+    low, high = _grey_range(cuts)
+    table = np.zeros((int(labels.max()) + 1, 4))
+    for id, colour in colours.items():
+        table[id] = (*to_rgb(colour), 1.0)
+    figure, axes = _three_panels(title)
+    for panel, plane, cut in zip(axes, _PLANES, cuts, strict=True):
+        _show(panel, cut, pixel_size, low, high)
+        _name_axes(panel, plane, _position_of(index, volume.shape[0], pixel_size))
+        of_region = np.take(labels, index[plane.axis], axis=plane.axis)
+        tint = table[of_region]
+        tint[..., 3] *= np.where(np.take(inside, index[plane.axis], axis=plane.axis), 0.65, 0.25)
+        extent = _extent(cut.shape[0], pixel_size)
+        panel.imshow(tint, origin="lower", extent=extent, interpolation="nearest")
+        for id, count in zip(*np.unique(of_region[of_region > 0], return_counts=True), strict=True):
+            if count >= LABELLED_PX:
+                up, across = np.nonzero(of_region == id)
+                nearest = np.hypot(up - up.mean(), across - across.mean()).argmin()
+                panel.text(
+                    float(extent[0] + (across[nearest] + 0.5) * pixel_size),
+                    float(extent[2] + (up[nearest] + 0.5) * pixel_size),
+                    str(id), ha="center", va="center", fontsize=9, color="white",
+                    path_effects=[withStroke(linewidth=2.0, foreground="black")],
+                )  # fmt: skip
     return figure
 
 

@@ -6,7 +6,7 @@ import json
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -23,8 +23,9 @@ from cryosweep.config import JobConfig, parse_length, parse_memory
 from cryosweep.fourier import gaussian_filter
 from cryosweep.fulcrum import contact_radius, interface
 from cryosweep.io.maps import SAME_PIXEL_SIZE, Map, read_map, read_mask, write_map
-from cryosweep.io.markers import read_marker, write_marker
+from cryosweep.io.markers import read_marker, read_markers, write_marker
 from cryosweep.io.particles import Particles, read_particles, write_particles
+from cryosweep.io.segger import on_grid_of, read_segger
 from cryosweep.mask import centre_of_mass, check_mask, soft_mask, threshold_of
 from cryosweep.progress import Progress
 from cryosweep.reconstruction import HalfMaps, fsc_weighted, reconstruct_half_maps
@@ -37,6 +38,16 @@ from cryosweep.refinement import (
 )
 from cryosweep.resolution import FscCurves, crossing
 from cryosweep.search import ExtentShape
+from cryosweep.segmentation import (
+    Segmentation,
+    everything_else,
+    largest,
+    level_of,
+    mostly_inside,
+    segment,
+    territory,
+    touching,
+)
 from cryosweep.simulate import DOMAINS, SimulationSettings, Truth, load_ribosome, load_truth, simulate
 from cryosweep.study.assessment import (
     OWN_CURVES,
@@ -106,6 +117,12 @@ def check_job(config: JobConfig) -> list[str]:
         volume = _attempt(found, lambda path=path: _read_volume(path))
         if volume is not None and box is not None:
             _attempt(found, lambda volume=volume, path=path, box=box: _check_grid(volume, path, *box))
+    base = config.mask_base
+    if isinstance(base, schemas.RegionsBase):
+        if base.marker is not None:
+            _attempt(found, lambda path=base.marker: read_markers(_existing(path)))
+        if base.segger is not None:
+            _attempt(found, lambda path=base.segger: _check_segger(path, config, box))
     fulcrum = config.fulcrum
     if isinstance(fulcrum, schemas.FulcrumMarker) and fulcrum.path is not None:
         _attempt(found, lambda path=fulcrum.path: read_marker(Path(path)))
@@ -268,15 +285,33 @@ def _file_state(path: Path) -> str:
 def _map_files(config: JobConfig) -> list[str]:
     """Every map that the configuration names."""
     chosen = (config.consensus, config.mask_base, config.mask, config.scoring)
-    names = ("half_a", "half_b", "path")
-    found = [getattr(group, name) for group in chosen for name in names if hasattr(group, name)]
-    return [*found, *getattr(config.fulcrum, "parts", ())]
+    names = ("half_a", "half_b", "path", "label")
+    found = [getattr(group, name, None) for group in chosen for name in names]
+    return [*(path for path in found if path is not None), *getattr(config.fulcrum, "parts", ())]
 
 
 def _read_volume(path: str) -> Map:
     if not Path(path).is_file():
         raise ValueError(f"{path}: there is no such map")
     return read_map(Path(path))
+
+
+def _existing(path: str) -> Path:
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: there is no such file")
+    return Path(path)
+
+
+def _check_segger(path: str, config: JobConfig, box: tuple[int, float] | None) -> None:
+    """Refuse a Segger file whose regions do not lie on the map that they are to cut."""
+    file = read_segger(_existing(path))
+    named = getattr(config.mask_base, "path", None) or getattr(config.consensus, "half_a", None)
+    if named is not None:
+        if Path(named).is_file():  # if not, that is said already
+            on_grid_of(file, read_map(Path(named)))
+    elif box is not None:
+        size, pixel_size = box
+        on_grid_of(file, Map(torch.zeros(()).expand(size, size, size), pixel_size, (0.0, 0.0, 0.0)))
 
 
 def _check_grid(volume: Map, path: str, box_size: int, pixel_size: float) -> None:
@@ -329,8 +364,9 @@ def _mask_base(config: JobConfig, data: _Data, start: _Start, device: torch.devi
     base = config.mask_base
     if isinstance(config.mask, schemas.MaskFile) and isinstance(config.scoring, schemas.ScoringFile):
         return None
-    if isinstance(base, schemas.FileBase):
-        volume = _smoothed(config, _volume_like(base.path, data.particles, device), data.particles)
+    path = base.path if isinstance(base, schemas.FileBase | schemas.RegionsBase) else None
+    if path is not None:
+        volume = _smoothed(config, _volume_like(path, data.particles, device), data.particles)
     else:
         volume = _smoothed_consensus(config, data, start)
     if isinstance(base, schemas.DomainBase):
@@ -338,6 +374,9 @@ def _mask_base(config: JobConfig, data: _Data, start: _Start, device: torch.devi
             raise ValueError("mask_base=domain: only simulated data have labelled domains")
         # only the territory comes from the model, as from a segmentation: the density is that of the data
         volume = volume * (data.truth.labels == 1 + DOMAINS.index(base.name)).to(device)
+    if isinstance(base, schemas.RegionsBase):
+        origin = start.origin if path is None else _read_volume(path).origin
+        volume = volume * _territory(base, Map(volume, data.particles.pixel_size, origin))
     return volume
 
 
@@ -353,6 +392,49 @@ def _smoothed(config: JobConfig, volume: Tensor, particles: Particles) -> Tensor
 
 def _smoothed_consensus(config: JobConfig, data: _Data, start: _Start) -> Tensor:
     return _smoothed(config, 0.5 * (start.half_maps.half_a + start.half_maps.half_b), data.particles)
+
+
+def _territory(base: schemas.RegionsBase, map: Map) -> Tensor:
+    """(d, d, d) bool: the regions of a map that are chosen, or all others.
+
+    Raises:
+        ValueError: there are no such regions, or the files do not fit the map.
+    """
+    try:
+        regions = _segmented(base, map)
+        ids = _chosen(base, regions, map)
+        return everything_else(regions, ids) if base.rest else territory(regions, ids)
+    except ValueError as error:
+        raise ValueError(f"mask_base=regions: {error}") from error
+
+
+def _segmented(base: schemas.RegionsBase, map: Map) -> Segmentation:
+    if base.segger is not None:
+        regions = on_grid_of(read_segger(Path(base.segger)), map)
+        return replace(regions, labels=regions.labels.to(map.data.device))
+    return segment(
+        map.data,
+        threshold=level_of(map.data, base.threshold, unit=base.threshold_unit.value),  # pyright: ignore[reportArgumentType]
+        steps=base.steps,
+        step_px=parse_length(base.step_size, map.pixel_size) / map.pixel_size,
+        target=base.target,
+    )
+
+
+def _chosen(base: schemas.RegionsBase, regions: Segmentation, map: Map) -> tuple[int, ...]:
+    """Ids of the regions that one of the keys ids, point, marker, largest, label names."""
+    if base.ids is not None:
+        return tuple(base.ids)
+    if base.largest is not None:
+        return largest(regions, base.largest)
+    if base.label is not None:
+        marked = _read_volume(base.label).data.to(map.data.device).round() == base.label_value
+        return mostly_inside(regions, marked)
+    if base.point is not None:
+        return (touching(regions, base.point),)
+    assert base.marker is not None
+    points = [map.to_px(point) for point in read_markers(Path(base.marker))]
+    return tuple(dict.fromkeys(touching(regions, point) for point in points))
 
 
 def _cut(base: Tensor, made: schemas.SoftMask | schemas.SoftScoring, group: str, pixel_size: float) -> Tensor:
@@ -722,5 +804,9 @@ def _device_name(device: torch.device) -> str:
 def _inputs(config: JobConfig, particles: Particles) -> dict[str, str]:
     """What was read, with a digest; stacks are told by size and time because hashing them takes minutes."""
     named = [particles.path, *(Path(path) for path in _map_files(config))]
+    if isinstance(config.mask_base, schemas.RegionsBase):
+        named += [
+            Path(path) for path in (config.mask_base.segger, config.mask_base.marker) if path is not None
+        ]
     found = {str(path): digest_file(path) for path in named}
     return found | {str(stack): _file_state(stack) for stack in particles.stacks}

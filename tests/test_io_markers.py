@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryosweep.io import read_marker, write_marker
+from cryosweep.io.markers import read_markers
 
 
 def marker_file(folder: Path, *markers: str) -> Path:
@@ -93,3 +94,14 @@ def test_a_marker_without_a_place_is_not_written(tmp_path, position, radius):
     with pytest.raises(ValueError, match="cannot be shown"):
         write_marker(tmp_path / "fulcrum.cmm", position, radius=radius)
     assert not list(tmp_path.iterdir())
+
+
+def test_all_markers_of_a_file(tmp_path):
+    several = (
+        '<marker id="1" x="1" y="2" z="3"/>',
+        '<marker id="2" x="nan" y="0" z="0"/>',
+        '<marker id="3" x="4" y="5" z="6"/>',
+    )
+    assert read_markers(marker_file(tmp_path, *several)) == [(1.0, 2.0, 3.0), (4.0, 5.0, 6.0)]
+    with pytest.raises(ValueError, match=r"fulcrum\.cmm: the file holds no marker with a position"):
+        read_markers(marker_file(tmp_path, several[1]))

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cryosweep.file_commands import fsc, fulcrum, mask, reconstruct, simulate, volume
+from cryosweep.file_commands import fsc, fulcrum, mask, reconstruct, segment, simulate, volume
 
 if TYPE_CHECKING:
     from cryosweep.commands import Commands
 
-COMMANDS = (mask, volume, fulcrum, reconstruct, fsc, simulate)
+COMMANDS = (segment, mask, volume, fulcrum, reconstruct, fsc, simulate)
 
 
 def add_parsers(commands: Commands) -> None:

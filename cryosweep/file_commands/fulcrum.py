@@ -18,6 +18,7 @@ from cryosweep.file_commands.shared import (
     check_plot,
     check_same_grid,
     numbers,
+    point_of,
     read_mask_file,
     read_volume,
 )
@@ -152,7 +153,7 @@ def _found(arguments: argparse.Namespace, name: Path, map: Map) -> _Found:
         place = zip(read_marker(arguments.marker), map.origin, strict=True)
         x, y, z = ((value - offset) / map.pixel_size for value, offset in place)
         return _Found((x, y, z))
-    return _Found(_three_numbers(arguments.px))
+    return _Found(point_of("--px", arguments.px))
 
 
 def _interface(paths: list[Path], threshold: float | None, name: Path, map: Map) -> _Found:
@@ -204,11 +205,3 @@ def _draw(path: Path, suffix: str, map: Map, point: Point, found: _Found, title:
         title=title,
     )
     figure.savefig(path, dpi=110, format=suffix.removeprefix("."))
-
-
-def _three_numbers(text: str) -> Vector:
-    try:
-        x, y, z = (float(part) for part in text.split(","))
-    except ValueError as error:
-        raise ValueError(f"--px {text}: give three numbers, for example 44.5,40.8,33.2") from error
-    return x, y, z

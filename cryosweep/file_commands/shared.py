@@ -120,6 +120,19 @@ def numbers(vector: Vector) -> str:
     return ", ".join(f"{value:.2f}" for value in vector)
 
 
+def point_of(flag: str, text: str) -> Vector:
+    """The point x,y,z given to `flag`.
+
+    Raises:
+        ValueError: it is not three numbers.
+    """
+    try:
+        x, y, z = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ValueError(f"{flag} {text}: give three numbers, for example 44.5,40.8,33.2") from error
+    return x, y, z
+
+
 def check_file(path: Path) -> None:
     """Refuse a path without a file.
 

@@ -54,6 +54,27 @@ class ExtentShape(StrEnum):
     per_axis = auto()
 
 
+class KeptBy(StrEnum):
+    """The mask that says what a subtraction keeps: the one that aligns, or the one that scores."""
+
+    mask = auto()
+    scoring = auto()
+
+
+class MaskRole(StrEnum):
+    """What the mask of a subtraction marks: what to keep, as in RELION, or to remove, as in CryoSPARC."""
+
+    keep = auto()
+    remove = auto()
+
+
+class RestFilter(StrEnum):
+    """How half-maps are filtered before they are taken out of the images."""
+
+    fsc = auto()
+    none = auto()
+
+
 @dataclass
 class PerDomain:
     """One number for each labelled domain that moves."""
@@ -247,6 +268,41 @@ class DomainHinge(FulcrumConfig):
 
 
 @dataclass
+class SubtractionConfig:
+    """What is taken out of the images before the refinement."""
+
+
+@dataclass
+class NoSubtraction(SubtractionConfig):
+    """Nothing."""
+
+    kind: str = "none"
+
+
+@dataclass
+class DomainSubtraction(SubtractionConfig):
+    """Everything but the domain."""
+
+    keep: KeptBy
+    rest_threshold: float
+    dilation_radius: Length
+    soft_padding_width: Length
+    smoothing: float
+    filter: RestFilter
+    kind: str = "domain"
+
+
+@dataclass
+class FileSubtraction(SubtractionConfig):
+    """What a finished mask says."""
+
+    path: str
+    role: MaskRole
+    filter: RestFilter
+    kind: str = "file"
+
+
+@dataclass
 class SearchConfig:
     """How far from its starting pose a particle may go."""
 
@@ -300,6 +356,7 @@ class JobConfig:
     mask: MaskConfig
     scoring: ScoringConfig
     fulcrum: FulcrumConfig
+    subtraction: SubtractionConfig
     search: SearchConfig
     refinement: RefinementConfig
     compute: ComputeConfig
@@ -313,6 +370,7 @@ SCHEMAS: dict[str, tuple[type, ...]] = {
     "mask": (SoftMask, MaskFile),
     "scoring": (SoftScoring, ScoringFile),
     "fulcrum": (MaskCentre, BoxCentre, FulcrumPx, FulcrumMarker, DomainHinge),
+    "subtraction": (NoSubtraction, DomainSubtraction, FileSubtraction),
     "search": (SearchConfig,),
     "refinement": (RefinementConfig,),
     "compute": (ComputeConfig,),
@@ -384,6 +442,7 @@ def faults(config: JobConfig) -> list[str]:
         *_mask_faults("mask", config.mask),
         *_scoring_faults(config),
         *_fulcrum_faults(config),
+        *_subtraction_faults(config),
         *_search_faults(config.search),
         *_refinement_faults(config),
         *_compute_faults(config.compute),
@@ -498,6 +557,11 @@ def _mask_faults(group: str, mask: object) -> list[str]:
         )
     elif not math.isfinite(mask.threshold):
         found.append(f"{group}.threshold={mask.threshold}: must be a number in map units")
+    return found + _length_faults(group, mask)
+
+
+def _length_faults(group: str, mask: SoftMask | SoftScoring | DomainSubtraction) -> list[str]:
+    found: list[str] = []
     for key in ("dilation_radius", "soft_padding_width"):
         try:
             parse_length(getattr(mask, key), 1.0)
@@ -567,6 +631,25 @@ def _fulcrum_faults(config: JobConfig) -> list[str]:
                 f"if these are Å, divide by data.pixel_size ({pixel:g}) to get [{in_px}]"
             ]
     return []
+
+
+def _subtraction_faults(config: JobConfig) -> list[str]:
+    chosen = config.subtraction
+    if not isinstance(chosen, DomainSubtraction):
+        return []
+    found = [
+        *_range("subtraction.rest_threshold", chosen.rest_threshold, 0, 1, bound="above"),
+        *_range("subtraction.smoothing", chosen.smoothing, 0, unit="Å"),
+        *_length_faults("subtraction", chosen),
+    ]
+    keeps = config.mask if chosen.keep is KeptBy.mask else config.scoring
+    if isinstance(config.mask_base, ConsensusBase) and isinstance(keeps, SoftMask | SoftScoring):
+        found.append(
+            f"subtraction=domain: subtraction.keep={chosen.keep} is cut from the whole map "
+            "(mask_base=consensus), so nothing lies outside it; choose mask_base=file (a map of the domain), "
+            f"{chosen.keep}=file, or subtraction=file"
+        )
+    return found
 
 
 def _search_faults(search: SearchConfig) -> list[str]:

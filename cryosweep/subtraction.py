@@ -43,6 +43,8 @@ LEAST_SHARE = 1e-6
 # The grey scale of half-maps and images is compared where the half-maps are mostly signal.
 GREY_SCALE_FSC = 0.5
 GREY_SCALE_PARTICLES = 500
+USABLE_GREY_SCALE = (0.5, 2.0)
+TOLERABLE_GREY_SCALE = 0.1
 
 
 @dataclass(frozen=True)
@@ -257,18 +259,25 @@ def shared_power(half_maps: HalfMaps, mask: Tensor) -> Tensor:
     return shell_sum((a * b.conj()).real, dims=3)
 
 
-def share_left(before: HalfMaps, after: HalfMaps, mask: Tensor) -> float:
+def share_left(before: HalfMaps, after: HalfMaps, mask: Tensor, *, first_shell: int = 1) -> float:
     """Power that half-maps share under `mask` after a subtraction, over what they shared before.
 
-    From shell 1 to the last one before the halves' FSC first fell below 0.143.
+    From `first_shell` to the last one before the halves' FSC first fell below 0.143. Cross-power of two
+    halves holds no noise in the mean. Under the mask of what was removed, with maps at the poses of the
+    subtraction, it is the shadow: subtraction and reconstruction are linear, so it shows whether half-maps,
+    poses, CTF and grey scale belong together, and not what the map of the rest never held.
 
     Args:
         before: half-maps of the images as stored.
         after: half-maps of the same images at the same poses, the rest taken out.
         mask: (d, d, d).
+        first_shell: at least 1.
     """
     reach = first_shell_below(fsc(*(half * mask for half in before.pair)), 0.143)
-    old, new = (float(shared_power(maps, mask)[1 : max(reach, 2)].sum()) for maps in (before, after))
+    old, new = (
+        float(shared_power(maps, mask)[first_shell : max(reach, first_shell + 1)].sum())
+        for maps in (before, after)
+    )
     return new / old
 
 
@@ -292,6 +301,25 @@ def grey_scale(particles: Particles, half_maps: HalfMaps, *, device: torch.devic
             cross += float((images * signal.conj()).real.double().sum())
             power += float(signal.abs().square().double().sum())
     return cross / power if power > 0.0 else 0.0
+
+
+def check_grey_scale(particles: Particles, half_maps: HalfMaps, *, device: torch.device) -> tuple[str, ...]:
+    """What to say about the `grey_scale` of half-maps that come from elsewhere; nothing within 10 % of 1.
+
+    Raises:
+        ValueError: it is off by more than a factor of two, or of the other sign.
+    """
+    factor = grey_scale(particles, half_maps, device=device)
+    low, high = USABLE_GREY_SCALE
+    said = f"the images hold {factor:.2f} times what the half-maps at their poses predict"
+    if not low <= factor <= high:
+        raise ValueError(
+            f"{said}; give unfiltered half-maps of these very particles, contrast and window (cryosweep "
+            "reconstruct makes them)"
+        )
+    if abs(factor - 1.0) <= TOLERABLE_GREY_SCALE:
+        return ()
+    return (f"{said}, so the subtraction takes too little or too much; half-maps filtered or rescaled?",)
 
 
 # ---- files ----

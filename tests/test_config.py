@@ -38,6 +38,7 @@ NEEDED: dict[str, list[str]] = {
     "mask_base=file": ["mask_base.path=a.mrc"],
     "mask=file": ["mask.path=a.mrc"],
     "scoring=file": ["scoring.path=a.mrc"],
+    "subtraction=file": ["subtraction.path=a.mrc", "subtraction.role=keep"],
     "fulcrum=px": ["fulcrum.position=[1,2,3]"],
     "fulcrum=marker": ["fulcrum.path=a.cmm"],
 }
@@ -97,8 +98,8 @@ def test_memory() -> None:
 def test_every_file_of_conf_is_counted() -> None:
     """A file that no test below composes would be noticed here; hydra/ holds the two logging files."""
     files = [path.relative_to(conf_folder()) for path in conf_folder().rglob("*.yaml")]
-    assert len(files) == 30
-    assert len(OPTIONS) == 27
+    assert len(files) == 34
+    assert len(OPTIONS) == 31
     assert {str(path) for path in files if path.parts[0] == "hydra"} == {
         "hydra/hydra_logging/cryosweep.yaml",
         "hydra/job_logging/cryosweep.yaml",
@@ -193,6 +194,7 @@ def test_a_sweep_over_options_and_values() -> None:
         ("seed=1.5", "must be a whole number"),
         ("search.recentre=7", "must be true or false"),
         ("mask.threshold_unit=percent", "must be one of fraction, absolute"),
+        ("subtraction.keep=mask", "no such key; subtraction=domain has it"),
         ("refinement.band_from=tight", "must be one of corrected, masked"),
         ("mask.dilation_radius=[1]", "must be a number, or text with a unit such as 5px"),
         ("data.shift_spread=4", "must be a mapping of its keys"),
@@ -256,6 +258,13 @@ def valid(option: str) -> DictConfig:
             "search.rotation_extent=200",
             "search.rotation_extent=200: must be from 0 degrees up to 180 degrees",
         ),
+        (
+            "subtraction=domain",
+            "subtraction.rest_threshold=0",
+            "subtraction.rest_threshold=0: must be above 0 up to 1",
+        ),
+        ("subtraction=domain", "subtraction.smoothing=-1", "subtraction.smoothing=-1: must be from 0 Å"),
+        ("subtraction=domain", "subtraction.dilation_radius=x", "subtraction.dilation_radius: 'x' is not a"),
         ("", "search.audit=1.5", "search.audit=1.5: must be from 0 up to 1"),
         ("", "search.shift_prior=0", "search.shift_prior=0: must be above 0 Å"),
         ("", "refinement.max_iterations=0", "refinement.max_iterations=0: must be from 1 up to 100"),
@@ -276,6 +285,16 @@ def test_a_value_out_of_range_is_refused(option: str, values: str, message: str)
 def test_only_simulated_data_have_domains() -> None:
     (fault,) = refused("data=relion", "data.star=a.star")
     assert "only simulated data have labelled domains; choose mask_base=file" in fault
+
+
+@pytest.mark.parametrize(("keep", "needed"), [("mask", "mask=file"), ("scoring", "scoring=file")])
+def test_subtraction_needs_a_domain(keep: str, needed: str) -> None:
+    """A mask cut from the whole consensus map leaves nothing outside."""
+    chosen = ["subtraction=domain", f"subtraction.keep={keep}"]
+    (fault,) = refused("mask_base=consensus", *chosen)
+    assert f"subtraction.keep={keep} is cut from the whole map" in fault
+    assert needed in fault
+    assert plan("mask_base=consensus", *chosen, needed, *NEEDED[needed]).jobs
 
 
 def test_all_faults_come_together_and_once() -> None:

@@ -51,7 +51,7 @@ from cryosweep.study.assessment import (
 )
 from cryosweep.study.store import Store, digest_file
 from cryosweep.study.sweep import record_run
-from cryosweep.subtraction import Rest, check_grey_scale, rest_of, share_left, share_removed, subtracted
+from cryosweep.subtraction import Rest, check_half_maps, rest_of, share_left, share_removed, subtracted
 from cryosweep.tracking import Tracker
 
 # Raise one when what its stage makes changes: results kept under the old number are then made anew.
@@ -513,7 +513,7 @@ def _subtraction_notes(
             "dilated, or noise around it is subtracted too; set it to 0"
         )
     if isinstance(config.consensus, schemas.ConsensusFiles):
-        notes += check_grey_scale(particles, start.half_maps, device=device)
+        notes += check_half_maps(particles, start.half_maps, device=device)
     if images.shadow > TOLERABLE_SHADOW:
         notes.append(
             f"{images.shadow:.0%} of the density to be removed is still in the map of the subtracted images "

@@ -45,6 +45,8 @@ GREY_SCALE_FSC = 0.5
 GREY_SCALE_PARTICLES = 500
 USABLE_GREY_SCALE = (0.5, 2.0)
 TOLERABLE_GREY_SCALE = 0.1
+# Standard deviations by which half-maps correlate better with the other half-set's noise, if exchanged.
+EXCHANGED = 6.0
 
 
 @dataclass(frozen=True)
@@ -281,41 +283,57 @@ def share_left(before: HalfMaps, after: HalfMaps, mask: Tensor, *, first_shell: 
     return new / old
 
 
-def grey_scale(particles: Particles, half_maps: HalfMaps, *, device: torch.device) -> float:
-    """Factor by which half-maps explain the images best, in least squares: 1 if both have one grey scale.
+def grey_scale(particles: Particles, half_maps: HalfMaps, *, device: torch.device) -> tuple[float, float]:
+    """How half-maps explain images at their poses, each those of its own half-set; of up to 500 particles.
 
-    Up to 500 particles at their poses, each against the half-map of its own half-set, over the shells where
-    the half-maps' FSC exceeds 0.5.
+    Returns:
+        The factor to explain them best by, in least squares, over the shells where the half-maps' FSC exceeds
+        0.5: 1 if both have one grey scale. And how many standard deviations of chance the two correlate by
+        in the shells beyond: a half-map holds the noise of the images it was made from.
     """
     plane = half_plane(particles.box_size, dtype=torch.float32, device=device)
     reach = max(first_shell_below(fsc(*half_maps.pair), GREY_SCALE_FSC) - 1, 1)
-    plane = plane.up_to(reach)
-    step = max(1, len(particles) // GREY_SCALE_PARTICLES)
-    chosen = torch.arange(0, len(particles), step)
-    cross, power = 0.0, 0.0
+    within = plane.count(reach)
+    chosen = torch.arange(0, len(particles), max(1, len(particles) // GREY_SCALE_PARTICLES))
+    samples = plane.k.shape[0]
+    cross, power, chance = (torch.zeros(samples, dtype=torch.float64, device=device) for _ in range(3))
     for half, volume in enumerate(half_maps.pair):
-        reference = make_reference(volume.to(device, torch.float32), max_shell=reach)
+        reference = make_reference(volume.to(device, torch.float32))
         for rows in chosen[particles.half_sets[chosen] == half].split(_chunk(plane)):
-            signal = projected(particles, reference, rows, plane)
+            predicted = projected(particles, reference, rows, plane)
             images = spectrum_of_images(particles.images(rows).to(device), plane)
-            cross += float((images * signal.conj()).real.double().sum())
-            power += float(signal.abs().square().double().sum())
-    return cross / power if power > 0.0 else 0.0
+            squared = predicted.abs().square()
+            cross += (images * predicted.conj()).real.double().sum(dim=0)
+            power += squared.double().sum(dim=0)
+            chance += (0.5 * images.abs().square() * squared).double().sum(dim=0)
+    tiny = torch.finfo(torch.float64).tiny
+    factor = cross[:within].sum() / power[:within].sum().clamp_min(tiny)
+    deviations = cross[within:].sum() / chance[within:].sum().clamp_min(tiny).sqrt()
+    return float(factor), float(deviations)
 
 
-def check_grey_scale(particles: Particles, half_maps: HalfMaps, *, device: torch.device) -> tuple[str, ...]:
-    """What to say about the `grey_scale` of half-maps that come from elsewhere; nothing within 10 % of 1.
+def check_half_maps(particles: Particles, half_maps: HalfMaps, *, device: torch.device) -> tuple[str, ...]:
+    """What to say about half-maps that come from elsewhere: nothing if their grey scale is within 10 %.
 
     Raises:
-        ValueError: it is off by more than a factor of two, or of the other sign.
+        ValueError: the grey scale is off by more than a factor of two or of the other sign, or the two are
+            exchanged: each holds the noise of the other half-set's images.
     """
-    factor = grey_scale(particles, half_maps, device=device)
+    factor, own = grey_scale(particles, half_maps, device=device)
+    exchanged = HalfMaps(half_maps.half_b, half_maps.half_a, half_maps.pixel_size)
+    _, other = grey_scale(particles, exchanged, device=device)
     low, high = USABLE_GREY_SCALE
     said = f"the images hold {factor:.2f} times what the half-maps at their poses predict"
     if not low <= factor <= high:
         raise ValueError(
             f"{said}; give unfiltered half-maps of these very particles, contrast and window (cryosweep "
             "reconstruct makes them)"
+        )
+    if other > own + EXCHANGED:
+        raise ValueError(
+            "the half-maps are exchanged: each holds the noise of the other half-set's images, which a "
+            "subtraction would carry from one half-set into the other; give them in the other order "
+            "(half-set 1 first)"
         )
     if abs(factor - 1.0) <= TOLERABLE_GREY_SCALE:
         return ()

@@ -25,6 +25,7 @@ from cryosweep.resolution import fsc
 from cryosweep.subtraction import (
     Rest,
     Window,
+    check_half_maps,
     grey_scale,
     recentred,
     rest_of,
@@ -290,9 +291,22 @@ def test_shadow_and_grey_scale(tmp_path: Path) -> None:
     scene = make_scene(tmp_path, count=600, noise=1.0, seed=6)
     true = scene.particles
     before = reconstruct_half_maps(true, true.rotations, true.shifts, device=CPU)
-    assert grey_scale(true, before, device=CPU) == pytest.approx(1.0, abs=0.05)
-    doubled = HalfMaps(2 * before.half_a, 2 * before.half_b, PIXEL)
-    assert grey_scale(true, doubled, device=CPU) == pytest.approx(0.5, abs=0.03)
+    factor, deviations = grey_scale(true, before, device=CPU)
+    assert factor == pytest.approx(1.0, abs=0.05)
+    assert deviations > 30.0
+    assert check_half_maps(true, before, device=CPU) == ()
+    brighter = HalfMaps(1.5 * before.half_a, 1.5 * before.half_b, PIXEL)
+    assert grey_scale(true, brighter, device=CPU)[0] == pytest.approx(factor / 1.5, rel=1e-4)
+    assert "takes too little or too much" in check_half_maps(true, brighter, device=CPU)[0]
+    with pytest.raises(ValueError, match="give unfiltered half-maps of these very particles"):
+        check_half_maps(true, HalfMaps(-before.half_a, -before.half_b, PIXEL), device=CPU)
+    exchanged = HalfMaps(before.half_b, before.half_a, PIXEL)
+    assert grey_scale(true, exchanged, device=CPU)[1] < deviations - 20.0  # what is left of it is signal
+    with pytest.raises(ValueError, match="the half-maps are exchanged"):
+        check_half_maps(true, exchanged, device=CPU)
+    smooth = before.low_passed(20.0)  # without the noise nothing tells the halves apart, and nothing is said
+    assert check_half_maps(true, smooth, device=CPU) == ()
+    assert check_half_maps(true, HalfMaps(smooth.half_b, smooth.half_a, PIXEL), device=CPU) == ()
     region = spherical_mask(BOX, outer_px=14, inner_px=9, centre_px=REST_CENTRE)
     kept = spherical_mask(BOX, outer_px=14, inner_px=9, centre_px=KEPT_CENTRE)
     for share in (0.0, 0.3, 1.0):

@@ -54,13 +54,6 @@ class ExtentShape(StrEnum):
     per_axis = auto()
 
 
-class KeptBy(StrEnum):
-    """The mask that says what a subtraction keeps: the one that aligns, or the one that scores."""
-
-    mask = auto()
-    scoring = auto()
-
-
 class MaskRole(StrEnum):
     """What the mask of a subtraction marks: what to keep, as in RELION, or to remove, as in CryoSPARC."""
 
@@ -283,7 +276,7 @@ class NoSubtraction(SubtractionConfig):
 class DomainSubtraction(SubtractionConfig):
     """Everything but the domain."""
 
-    keep: KeptBy
+    keep_padding_width: Length
     rest_threshold: float
     dilation_radius: Length
     soft_padding_width: Length
@@ -557,14 +550,14 @@ def _mask_faults(group: str, mask: object) -> list[str]:
         )
     elif not math.isfinite(mask.threshold):
         found.append(f"{group}.threshold={mask.threshold}: must be a number in map units")
-    return found + _length_faults(group, mask)
+    return found + _length_faults(group, mask, ("dilation_radius", "soft_padding_width"))
 
 
-def _length_faults(group: str, mask: SoftMask | SoftScoring | DomainSubtraction) -> list[str]:
+def _length_faults(group: str, chosen: object, keys: Sequence[str]) -> list[str]:
     found: list[str] = []
-    for key in ("dilation_radius", "soft_padding_width"):
+    for key in keys:
         try:
-            parse_length(getattr(mask, key), 1.0)
+            parse_length(getattr(chosen, key), 1.0)
         except ValueError as error:
             found.append(f"{group}.{key}: {error}")
     return found
@@ -640,14 +633,14 @@ def _subtraction_faults(config: JobConfig) -> list[str]:
     found = [
         *_range("subtraction.rest_threshold", chosen.rest_threshold, 0, 1, bound="above"),
         *_range("subtraction.smoothing", chosen.smoothing, 0, unit="Å"),
-        *_length_faults("subtraction", chosen),
+        *_length_faults(
+            "subtraction", chosen, ("keep_padding_width", "dilation_radius", "soft_padding_width")
+        ),
     ]
-    keeps = config.mask if chosen.keep is KeptBy.mask else config.scoring
-    if isinstance(config.mask_base, ConsensusBase) and isinstance(keeps, SoftMask | SoftScoring):
+    if isinstance(config.mask_base, ConsensusBase) and isinstance(config.scoring, SoftScoring):
         found.append(
-            f"subtraction=domain: subtraction.keep={chosen.keep} is cut from the whole map "
-            "(mask_base=consensus), so nothing lies outside it; choose mask_base=file (a map of the domain), "
-            f"{chosen.keep}=file, or subtraction=file"
+            "subtraction=domain: mask_base=consensus is the whole map, so nothing lies outside it; choose "
+            "mask_base=file (a map of the domain), scoring=file (a mask of it) or subtraction=file"
         )
     return found
 

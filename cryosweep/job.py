@@ -6,7 +6,7 @@ import json
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -148,7 +148,7 @@ def run_job(config: JobConfig, folder: Path, tracker: Tracker, progress: Progres
     mask = _aligning_mask(config, base, particles, device)
     ruler = _ruler(config, base, particles, device)
     fulcrum = _fulcrum(config, mask, start, particles)
-    images = _images(config, data, start, mask, ruler, device, progress)
+    images = _images(config, data, start, base, device, progress)
     notes = [
         *particles.notes, *_mask_notes(config, mask, particles),
         *_subtraction_notes(config, particles, start, images, device),
@@ -450,7 +450,7 @@ def _fulcrum(config: JobConfig, mask: Tensor, start: _Start, particles: Particle
 
 
 def _images(
-    config: JobConfig, data: _Data, start: _Start, mask: Tensor, ruler: Ruler, device: torch.device,
+    config: JobConfig, data: _Data, start: _Start, base: Tensor | None, device: torch.device,
     progress: Progress,
 ) -> _Images:  # fmt: skip
     """The images to refine, as the group `subtraction` says, and half-maps of them to begin with."""
@@ -463,7 +463,7 @@ def _images(
         filter = chosen.filter
     else:
         assert isinstance(chosen, schemas.DomainSubtraction)
-        kept = mask if chosen.keep is schemas.KeptBy.mask else ruler.mask
+        kept = _kept(config, chosen, base, particles, device)
         removed = _outside(config, chosen, data, start, kept)
         filter = chosen.filter
     rest = rest_of(start.half_maps, removed, filter=filter.value)  # pyright: ignore[reportArgumentType]
@@ -473,6 +473,20 @@ def _images(
         lacking, particles.rotations, particles.shifts, device=device, advance=progress.advance
     )
     return _Images(lacking, half_maps, rest, share_left(start.half_maps, half_maps, removed))
+
+
+def _kept(
+    config: JobConfig, chosen: schemas.DomainSubtraction, base: Tensor | None, particles: Particles,
+    device: torch.device,
+) -> Tensor:  # fmt: skip
+    """The region that the scoring mask is cut from, with the subtraction's own edge."""
+    scoring = config.scoring
+    if isinstance(scoring, schemas.ScoringFile):
+        return _checked_mask(scoring.path, particles, device)
+    assert isinstance(scoring, schemas.SoftScoring)
+    assert base is not None
+    region = replace(scoring, dilation_radius=0, soft_padding_width=chosen.keep_padding_width)
+    return _cut(base, region, "subtraction", particles.pixel_size)
 
 
 def _outside(

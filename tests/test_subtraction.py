@@ -1,7 +1,10 @@
 """Subtraction: its algebra against the analytic answer, the half-sets apart, and RELION's own program."""
 
+import json
+import logging
 import math
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +16,18 @@ import starfile
 import torch
 from torch import Tensor
 
+from cryosweep import app
 from cryosweep.ctf import Optics, contrast_transfer
 from cryosweep.fourier import half_plane, shift_phase, spectrum_of_images
 from cryosweep.geometry import random_rotations, rotation_from_vector
-from cryosweep.io import new_particles, open_stack_for_writing, read_particles, write_map, write_particles
+from cryosweep.io import (
+    new_particles,
+    open_stack_for_writing,
+    read_map,
+    read_particles,
+    write_map,
+    write_particles,
+)
 from cryosweep.io.particles import Particles
 from cryosweep.mask import spherical_mask
 from cryosweep.projector import project
@@ -483,3 +494,39 @@ def test_recentred_images_are_those_of_relion(relion: Callable[..., str], tmp_pa
     apart = apart - apart.mean(dim=(1, 2), keepdim=True)
     assert rms(apart) < 0.01 * rms(theirs)
     assert ours.box_size == both.theirs[0].box_size == size
+
+
+# ---- a job ----
+
+
+def test_a_job_on_images_without_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stays and goes is written; the domain's map is right further than with the rest in the images."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", sys.argv)  # what a run leaves in this process is undone
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    small = (
+        "data.particles=160", "data.box_size=48", "data.pixel_size=7", "data.snr=2", "search.audit=0",
+        "refinement.initial_lowpass=25", "refinement.max_iterations=2", "tracking.enabled=false",
+    )  # fmt: skip
+    with_rest = [*small, "experiment=head", "hydra.run.dir=plain"]
+    without = [*small, "experiment=head_subtracted", "subtraction.dilation_radius=7", "hydra.run.dir=without"]
+    for arguments in (with_rest, without):
+        assert app.main(["run", *arguments]) == 0
+    plain, taken = (json.loads(Path(folder, "summary.json").read_text()) for folder in ("plain", "without"))
+    assert not any(name.startswith("subtraction/") for name in plain)
+    assert 0.0 <= taken["subtraction/shadow"] < 0.1
+    assert 0.0 < taken["subtraction/removed_share"] < 0.5
+    assert taken["start/fsc_area_frozen"] == plain["start/fsc_area_frozen"]
+    assert taken["truth/fsc_area"] > plain["truth/fsc_area"]
+    assert taken["truth/rotation_error_median"] < plain["truth/rotation_error_median"]
+    notes = json.loads(Path("without", "run.json").read_text())["notes"]
+    dilated = "subtraction.dilation_radius=7: a mask of what is removed should not be dilated"
+    assert any(dilated in note for note in notes)
+    removed = read_map(tmp_path / "without" / "removed.mrc").data
+    scoring = read_map(tmp_path / "without" / "scoring_mask.mrc").data
+    assert float(removed[scoring == 1].max()) == 0.0
+    assert float(removed.max()) > 0.99
+    # the table names the images as they are stored, for a later job to subtract from
+    stacks = [read_particles(Path(folder, "particles.star")).stacks[0] for folder in ("plain", "without")]
+    assert stacks[0].resolve() == stacks[1].resolve()

@@ -61,6 +61,20 @@ class ExtentShape(StrEnum):
     per_axis = auto()
 
 
+class MaskRole(StrEnum):
+    """What the mask of a subtraction marks: what to keep, as in RELION, or to remove, as in CryoSPARC."""
+
+    keep = auto()
+    remove = auto()
+
+
+class RestFilter(StrEnum):
+    """How half-maps are filtered before they are taken out of the images."""
+
+    fsc = auto()
+    none = auto()
+
+
 @dataclass
 class PerDomain:
     """One number for each labelled domain that moves."""
@@ -284,6 +298,41 @@ class Interface(FulcrumConfig):
 
 
 @dataclass
+class SubtractionConfig:
+    """What is taken out of the images before the refinement."""
+
+
+@dataclass
+class NoSubtraction(SubtractionConfig):
+    """Nothing."""
+
+    kind: str = "none"
+
+
+@dataclass
+class DomainSubtraction(SubtractionConfig):
+    """Everything but the domain."""
+
+    keep_padding_width: Length
+    rest_threshold: float
+    dilation_radius: Length
+    soft_padding_width: Length
+    smoothing: float
+    filter: RestFilter
+    kind: str = "domain"
+
+
+@dataclass
+class FileSubtraction(SubtractionConfig):
+    """What a finished mask says."""
+
+    path: str
+    role: MaskRole
+    filter: RestFilter
+    kind: str = "file"
+
+
+@dataclass
 class SearchConfig:
     """How far from its starting pose a particle may go."""
 
@@ -339,6 +388,7 @@ class JobConfig:
     mask: MaskConfig
     scoring: ScoringConfig
     fulcrum: FulcrumConfig
+    subtraction: SubtractionConfig
     search: SearchConfig
     refinement: RefinementConfig
     compute: ComputeConfig
@@ -352,6 +402,7 @@ SCHEMAS: dict[str, tuple[type, ...]] = {
     "mask": (SoftMask, MaskFile),
     "scoring": (SoftScoring, ScoringFile),
     "fulcrum": (MaskCentre, BoxCentre, FulcrumPx, FulcrumMarker, DomainHinge, Interface),
+    "subtraction": (NoSubtraction, DomainSubtraction, FileSubtraction),
     "search": (SearchConfig,),
     "refinement": (RefinementConfig,),
     "compute": (ComputeConfig,),
@@ -423,6 +474,7 @@ def faults(config: JobConfig) -> list[str]:
         *_mask_faults("mask", config.mask),
         *_scoring_faults(config),
         *_fulcrum_faults(config),
+        *_subtraction_faults(config),
         *_search_faults(config.search),
         *_refinement_faults(config),
         *_compute_faults(config.compute),
@@ -571,9 +623,14 @@ def _mask_faults(group: str, mask: object) -> list[str]:
         )
     elif not math.isfinite(mask.threshold):
         found.append(f"{group}.threshold={mask.threshold}: must be a number in map units")
-    for key in ("dilation_radius", "soft_padding_width"):
+    return found + _length_faults(group, mask, ("dilation_radius", "soft_padding_width"))
+
+
+def _length_faults(group: str, chosen: object, keys: Sequence[str]) -> list[str]:
+    found: list[str] = []
+    for key in keys:
         try:
-            parse_length(getattr(mask, key), 1.0)
+            parse_length(getattr(chosen, key), 1.0)
         except ValueError as error:
             found.append(f"{group}.{key}: {error}")
     return found
@@ -661,6 +718,25 @@ def _interface_faults(config: JobConfig, fulcrum: Interface) -> list[str]:
             "choose mask_base=file (a map of the domain) or mask=file"
         ]
     return []
+
+
+def _subtraction_faults(config: JobConfig) -> list[str]:
+    chosen = config.subtraction
+    if not isinstance(chosen, DomainSubtraction):
+        return []
+    found = [
+        *_range("subtraction.rest_threshold", chosen.rest_threshold, 0, 1, bound="above"),
+        *_range("subtraction.smoothing", chosen.smoothing, 0, unit="Å"),
+        *_length_faults(
+            "subtraction", chosen, ("keep_padding_width", "dilation_radius", "soft_padding_width")
+        ),
+    ]
+    if isinstance(config.mask_base, ConsensusBase) and isinstance(config.scoring, SoftScoring):
+        found.append(
+            "subtraction=domain: mask_base=consensus is the whole map, so nothing lies outside it; choose "
+            "mask_base=file (a map of the domain), scoring=file (a mask of it) or subtraction=file"
+        )
+    return found
 
 
 def _search_faults(search: SearchConfig) -> list[str]:

@@ -63,11 +63,15 @@ from cryosweep.study.assessment import (
 )
 from cryosweep.study.store import Store, digest_file
 from cryosweep.study.sweep import record_run
+from cryosweep.subtraction import Rest, check_half_maps, rest_of, share_left, share_removed, subtracted
 from cryosweep.tracking import Tracker
 
 # Raise one when what its stage makes changes: results kept under the old number are then made anew.
 SIMULATION_VERSION = 1
 CONSENSUS_VERSION = 1
+
+# More of the removed density than this in the subtracted images' own map means a failed subtraction.
+TOLERABLE_SHADOW = 0.1
 
 # A Gaussian of this share of a resolution leaves a tenth of the amplitude there: smooth enough for a mask.
 SMOOTHING_PER_LOWPASS = 1.0 / 3.0
@@ -90,6 +94,19 @@ class _Start:
 
     half_maps: HalfMaps
     origin: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class _Images:
+    """What is refined: particles whose images lack the rest, and half-maps of them at the starting poses.
+
+    `shadow` is the share of the removed density that is still in those maps.
+    """
+
+    particles: Particles
+    half_maps: HalfMaps
+    rest: Rest | None
+    shadow: float
 
 
 def check_job(config: JobConfig) -> list[str]:
@@ -159,6 +176,8 @@ def run_job(config: JobConfig, folder: Path, tracker: Tracker, progress: Progres
     else:
         fulcrum = _fulcrum(config, mask, start, particles)
     _write_fulcrum(folder, fulcrum, start, particles)
+    images = _images(config, data, start, base, device, progress)
+    notes.extend(_subtraction_notes(config, particles, start, images, device))
     for note in notes:
         progress.note(note)
     record_run(
@@ -169,7 +188,7 @@ def run_job(config: JobConfig, folder: Path, tracker: Tracker, progress: Progres
     settings = _settings(config)
     progress.start(len(particles) * (1 + settings.max_iterations), "refining")
     result = refine(
-        particles, start.half_maps, mask, fulcrum=fulcrum, settings=settings, device=device,
+        images.particles, images.half_maps, mask, fulcrum=fulcrum, settings=settings, device=device,
         memory_budget=parse_memory(config.compute.memory_budget), advance=progress.advance,
         on_iteration=lambda record: tracker.metrics(_iteration_metrics(record), step=record.iteration),
     )  # fmt: skip
@@ -178,17 +197,18 @@ def run_job(config: JobConfig, folder: Path, tracker: Tracker, progress: Progres
         progress.note(result.audit.finding)
     progress.start(len(particles), "reconstructing")
     half_maps = reconstruct_half_maps(
-        particles, result.rotations, result.shifts, device=device, advance=progress.advance
+        images.particles, result.rotations, result.shifts, device=device, advance=progress.advance
     )
     progress.start(1, "assessing")
     scored = score(half_maps, mask, ruler)
     start_curve = masked_fsc(start.half_maps, ruler.mask)
     truth, start_truth = _truth_scores(config, data, start, half_maps, result, ruler)
     summary = _summary(scored, start_curve, truth, start_truth, result, ruler, mask, particles)
+    summary |= _subtraction_metrics(images, particles, half_maps, result, ruler, device, progress)
     summary["seconds"] = time.monotonic() - began
     summary["cpu_seconds"] = time.process_time() - cpu_began
 
-    _write_volumes(folder, half_maps, scored, start, start_curve, mask, ruler)
+    _write_volumes(folder, half_maps, scored, start, start_curve, mask, ruler, images.rest)
     curves = curve_table(scored, start_curve, truth, start_truth)
     _write_tables(folder, particles, result, curves, truth, start_truth)
     _draw(folder, scored, result, mask, fulcrum, settings, particles.pixel_size)
@@ -284,7 +304,7 @@ def _file_state(path: Path) -> str:
 
 def _map_files(config: JobConfig) -> list[str]:
     """Every map that the configuration names."""
-    chosen = (config.consensus, config.mask_base, config.mask, config.scoring)
+    chosen = (config.consensus, config.mask_base, config.mask, config.scoring, config.subtraction)
     names = ("half_a", "half_b", "path", "label")
     found = [getattr(group, name, None) for group in chosen for name in names]
     return [*(path for path in found if path is not None), *getattr(config.fulcrum, "parts", ())]
@@ -592,6 +612,115 @@ def _write_fulcrum(folder: Path, fulcrum: Tensor, start: _Start, particles: Part
     write_marker(folder / "fulcrum.cmm", (x, y, z), radius=2.0 * particles.pixel_size, note="fulcrum")
 
 
+# ---- subtraction ----
+
+
+def _images(
+    config: JobConfig, data: _Data, start: _Start, base: Tensor | None, device: torch.device,
+    progress: Progress,
+) -> _Images:  # fmt: skip
+    """The images to refine, as the group `subtraction` says, and half-maps of them to begin with."""
+    particles = data.particles
+    chosen = config.subtraction
+    if isinstance(chosen, schemas.NoSubtraction):
+        return _Images(particles, start.half_maps, None, 0.0)
+    if isinstance(chosen, schemas.FileSubtraction):
+        removed = share_removed(_checked_mask(chosen.path, particles, device), chosen.role.value)  # pyright: ignore[reportArgumentType]
+        filter = chosen.filter
+    else:
+        assert isinstance(chosen, schemas.DomainSubtraction)
+        kept = _kept(config, chosen, base, particles, device)
+        removed = _outside(config, chosen, data, start, kept)
+        filter = chosen.filter
+    rest = rest_of(start.half_maps, removed, filter=filter.value)  # pyright: ignore[reportArgumentType]
+    lacking = subtracted(particles, rest, device=device)
+    progress.start(len(particles), "subtracting")
+    half_maps = reconstruct_half_maps(
+        lacking, particles.rotations, particles.shifts, device=device, advance=progress.advance
+    )
+    return _Images(lacking, half_maps, rest, share_left(start.half_maps, half_maps, removed))
+
+
+def _kept(
+    config: JobConfig, chosen: schemas.DomainSubtraction, base: Tensor | None, particles: Particles,
+    device: torch.device,
+) -> Tensor:  # fmt: skip
+    """The region that the scoring mask is cut from, with the subtraction's own edge."""
+    scoring = config.scoring
+    if isinstance(scoring, schemas.ScoringFile):
+        return _checked_mask(scoring.path, particles, device)
+    assert isinstance(scoring, schemas.SoftScoring)
+    assert base is not None
+    region = replace(scoring, dilation_radius=0, soft_padding_width=chosen.keep_padding_width)
+    return _cut(base, region, "subtraction", particles.pixel_size)
+
+
+def _outside(
+    config: JobConfig, chosen: schemas.DomainSubtraction, data: _Data, start: _Start, kept: Tensor
+) -> Tensor:
+    """Share of each voxel that is removed: a soft mask of the starting map, less what is kept."""
+    pixel_size = data.particles.pixel_size
+    base = 0.5 * (start.half_maps.half_a + start.half_maps.half_b)
+    if chosen.smoothing > 0:
+        base = gaussian_filter(base, sigma=chosen.smoothing, pixel_size=pixel_size)
+    threshold = threshold_of(base, chosen.rest_threshold, unit="fraction")
+    domain = config.mask_base
+    if isinstance(domain, schemas.DomainBase) and data.truth is not None:
+        # the blurred rim of the domain itself belongs to no neighbour
+        base = base * (data.truth.labels != 1 + DOMAINS.index(domain.name)).to(base)
+    try:
+        around = soft_mask(
+            base, threshold=threshold,
+            dilation_radius_px=parse_length(chosen.dilation_radius, pixel_size) / pixel_size,
+            soft_padding_width_px=parse_length(chosen.soft_padding_width, pixel_size) / pixel_size,
+        )  # fmt: skip
+        return share_removed(around * (1.0 - kept), "remove")
+    except ValueError as error:
+        raise ValueError(f"subtraction: {error}") from error
+
+
+def _subtraction_notes(
+    config: JobConfig, particles: Particles, start: _Start, images: _Images, device: torch.device
+) -> tuple[str, ...]:
+    """What is questionable about a subtraction, before the refinement begins."""
+    if images.rest is None:
+        return ()
+    notes: list[str] = []
+    chosen = config.subtraction
+    if isinstance(chosen, schemas.DomainSubtraction) and parse_length(chosen.dilation_radius, 1.0) > 0:
+        notes.append(
+            f"subtraction.dilation_radius={chosen.dilation_radius}: a mask of what is removed should not be "
+            "dilated, or noise around it is subtracted too; set it to 0"
+        )
+    if isinstance(config.consensus, schemas.ConsensusFiles):
+        notes += check_half_maps(particles, start.half_maps, device=device)
+    if images.shadow > TOLERABLE_SHADOW:
+        notes.append(
+            f"{images.shadow:.0%} of the density to be removed is still in the map of the subtracted images "
+            f"({TOLERABLE_SHADOW:.0%} is tolerable): do the starting half-maps belong to these poses and "
+            "half-sets?"
+        )
+    return tuple(notes)
+
+
+def _subtraction_metrics(
+    images: _Images, particles: Particles, half_maps: HalfMaps, result: Refinement,
+    ruler: Ruler, device: torch.device, progress: Progress,
+) -> dict[str, float]:  # fmt: skip
+    """What a subtraction left of the rest, and what of the domain's half-map agreement was the rest's."""
+    if images.rest is None:
+        return {}
+    progress.start(len(particles), "reconstructing without subtraction")
+    whole = reconstruct_half_maps(
+        particles, result.rotations, result.shifts, device=device, advance=progress.advance
+    )
+    return {
+        "subtraction/shadow": images.shadow,
+        "subtraction/removed_share": 1.0
+        - share_left(whole, half_maps, ruler.mask, first_shell=ruler.first_shell),
+    }
+
+
 # ---- refinement and scores ----
 
 
@@ -689,7 +818,7 @@ def _summary(
 
 def _write_volumes(
     folder: Path, half_maps: HalfMaps, scored: Score, start: _Start, start_curve: Tensor, mask: Tensor,
-    ruler: Ruler,
+    ruler: Ruler, rest: Rest | None,
 ) -> None:  # fmt: skip
     own = scored.own.corrected
     volumes = {
@@ -700,6 +829,8 @@ def _write_volumes(
         "mask": mask,
         "scoring_mask": ruler.mask,
     }
+    if rest is not None:
+        volumes["removed"] = rest.removed
     for name, volume in volumes.items():
         write_map(folder / f"{name}.mrc", volume.cpu(), pixel_size=half_maps.pixel_size, origin=start.origin)
 

@@ -40,6 +40,7 @@ NEEDED: dict[str, list[str]] = {
     "mask_base=regions": ["mask_base.ids=[1]"],
     "mask=file": ["mask.path=a.mrc"],
     "scoring=file": ["scoring.path=a.mrc"],
+    "subtraction=file": ["subtraction.path=a.mrc", "subtraction.role=keep"],
     "fulcrum=px": ["fulcrum.position=[1,2,3]"],
     "fulcrum=marker": ["fulcrum.path=a.cmm"],
 }
@@ -99,8 +100,8 @@ def test_memory() -> None:
 def test_every_file_of_conf_is_counted() -> None:
     """A file that no test below composes would be noticed here; hydra/ holds the two logging files."""
     files = [path.relative_to(conf_folder()) for path in conf_folder().rglob("*.yaml")]
-    assert len(files) == 31
-    assert len(OPTIONS) == 28
+    assert len(files) == 36
+    assert len(OPTIONS) == 33
     assert {str(path) for path in files if path.parts[0] == "hydra"} == {
         "hydra/hydra_logging/cryosweep.yaml",
         "hydra/job_logging/cryosweep.yaml",
@@ -195,6 +196,7 @@ def test_a_sweep_over_options_and_values() -> None:
         ("seed=1.5", "must be a whole number"),
         ("search.recentre=7", "must be true or false"),
         ("mask.threshold_unit=percent", "must be one of fraction, absolute"),
+        ("subtraction.smoothing=3", "no such key; subtraction=domain has it"),
         ("refinement.band_from=tight", "must be one of corrected, masked"),
         ("mask.dilation_radius=[1]", "must be a number, or text with a unit such as 5px"),
         ("data.shift_spread=4", "must be a mapping of its keys"),
@@ -273,6 +275,13 @@ def valid(option: str) -> DictConfig:
             "search.rotation_extent=200",
             "search.rotation_extent=200: must be from 0 degrees up to 180 degrees",
         ),
+        (
+            "subtraction=domain",
+            "subtraction.rest_threshold=0",
+            "subtraction.rest_threshold=0: must be above 0 up to 1",
+        ),
+        ("subtraction=domain", "subtraction.smoothing=-1", "subtraction.smoothing=-1: must be from 0 Å"),
+        ("subtraction=domain", "subtraction.dilation_radius=x", "subtraction.dilation_radius: 'x' is not a"),
         ("", "search.audit=1.5", "search.audit=1.5: must be from 0 up to 1"),
         ("", "search.shift_prior=0", "search.shift_prior=0: must be above 0 Å"),
         ("", "refinement.max_iterations=0", "refinement.max_iterations=0: must be from 1 up to 100"),
@@ -293,6 +302,13 @@ def test_a_value_out_of_range_is_refused(option: str, values: str, message: str)
 def test_only_simulated_data_have_domains() -> None:
     (fault,) = refused("data=relion", "data.star=a.star")
     assert "only simulated data have labelled domains; choose mask_base=file" in fault
+
+
+def test_subtraction_needs_a_domain() -> None:
+    """A mask cut from the whole consensus map leaves nothing outside."""
+    (fault,) = refused("mask_base=consensus", "subtraction=domain")
+    assert "mask_base=consensus is the whole map, so nothing lies outside it" in fault
+    assert plan("mask_base=consensus", "subtraction=domain", "scoring=file", "scoring.path=a.mrc").jobs
 
 
 def test_all_faults_come_together_and_once() -> None:

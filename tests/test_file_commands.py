@@ -35,6 +35,7 @@ from cryosweep.reconstruction import HalfMaps, reconstruct_half_maps
 from cryosweep.resolution import crossing, five_curves
 from cryosweep.resolution import fsc as correlate
 from cryosweep.simulate import SimulationSettings, simulate
+from cryosweep.subtraction import rest_of, subtracted
 from cryosweep.volume import Grid, flip_hand, resample, resize_box
 
 BOX, PIXEL, ORIGIN = 48, 7.0, (-30.0, 12.5, 4.0)
@@ -500,6 +501,90 @@ def test_an_interrupted_simulation_leaves_nothing(here: Path, monkeypatch: pytes
         for arguments in (["-o", "new"], ["-o", "kept", "--overwrite"]):
             with pytest.raises(KeyboardInterrupt):
                 run(*SIMULATE, *arguments)
+
+
+# ---- subtract ----
+
+
+def test_subtracted_particles_are_those_of_the_library(
+    simulated: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With half maps given or made, and with both masks: the rest map times what is not kept."""
+    write_map(
+        here / "keep.mrc",
+        spherical_mask(BOX, outer_px=9, inner_px=5, centre_px=(-3, 1, -6)),
+        pixel_size=PIXEL,
+    )
+    write_map(here / "rest.mrc", spherical_mask(BOX, outer_px=21, inner_px=16), pixel_size=PIXEL)
+    assert run("reconstruct", simulated / "particles.star", "-o", "start") == 0
+    masks = ("--keep", "keep.mrc", "--remove", "rest.mrc")
+    star = simulated / "particles.star"
+    assert run("subtract", star, *masks, "-o", "made") == 0
+    assert (
+        run("subtract", star, *masks, "-o", "given", "--half-maps", "start_half_a.mrc", "start_half_b.mrc")
+        == 0
+    )
+    keep, rest_mask = (read_map(here / name).data for name in ("keep.mrc", "rest.mrc"))
+    halves = HalfMaps(*(read_map(here / f"start_half_{name}.mrc").data for name in "ab"), PIXEL)
+    particles = read_particles(star)
+    rest = rest_of(halves, rest_mask * (1.0 - keep), filter="fsc")
+    expected = subtracted(particles, rest, device=torch.device("cpu")).images(torch.arange(40))
+    for folder in ("made", "given"):
+        found = read_particles(here / folder / "particles.star")
+        torch.testing.assert_close(found.images(torch.arange(40)), expected, rtol=0, atol=1e-4)
+        assert torch.equal(read_map(here / folder / "mask.mrc").data, keep)
+    said = capsys.readouterr().out
+    assert re.search(r"left of it in the map of the subtracted images: \d+\.\d% of the power", said)
+
+
+def test_a_recentred_subtraction_comes_with_maps_in_its_frame(simulated: Path, here: Path) -> None:
+    """Reconstruction, mask, and where viewers show them: all in the box that the images are cut to."""
+    centre, size = (-3, 1, -6), 32
+    mask = spherical_mask(BOX, outer_px=9, inner_px=5, centre_px=centre)
+    write_map(here / "keep.mrc", mask, pixel_size=PIXEL, origin=ORIGIN)
+    cut = ("--recentre", "--box-size", size)
+    assert run("subtract", simulated / "particles.star", "--keep", "keep.mrc", *cut, "-o", "cut") == 0
+    particles = read_particles(here / "cut" / "particles.star")
+    assert particles.box_size == size
+    maps = reconstruct_half_maps(particles, particles.rotations, particles.shifts, device=torch.device("cpu"))
+    made = read_map(here / "cut" / "half_a.mrc")
+    inner = read_map(here / "cut" / "mask.mrc")
+    # the images are cut after their CTF has spread them, so that the two agree inside the mask alone
+    agreement = correlate(maps.half_a * inner.data, made.data * inner.data)
+    assert float(agreement[1:9].min()) > 0.9
+    expected = spherical_mask(size, outer_px=9, inner_px=5)
+    torch.testing.assert_close(inner.data, expected)
+    before = torch.tensor([BOX // 2 + x for x in centre]) * PIXEL + torch.tensor(ORIGIN)
+    after = torch.tensor([size // 2] * 3) * PIXEL + torch.tensor(inner.origin)
+    torch.testing.assert_close(before, after)
+
+
+def test_half_maps_that_do_not_belong_are_refused(simulated: Path, here: Path) -> None:
+    write_map(here / "keep.mrc", spherical_mask(BOX, outer_px=9, inner_px=5), pixel_size=PIXEL)
+    star = simulated / "particles.star"
+    assert run("reconstruct", star, "-o", "start") == 0
+    for name in "ab":
+        inverted = -read_map(here / f"start_half_{name}.mrc").data
+        write_map(here / f"dark_{name}.mrc", inverted, pixel_size=PIXEL)
+    table = star.read_text().replace("_rlnRandomSubset", "_rlnClassNumber")
+    (simulated / "no_halves.star").write_text(table)
+    halves = ("--half-maps", "start_half_a.mrc", "start_half_b.mrc")
+    exchanged = ("--half-maps", "start_half_b.mrc", "start_half_a.mrc")
+    twice = ("--half-maps", "start_half_b.mrc", "start_half_b.mrc")
+    dark = ("--half-maps", "dark_a.mrc", "dark_b.mrc")
+    for arguments, message in (
+        ((star, *exchanged, "--keep", "keep.mrc"), "the half-maps are exchanged"),
+        ((star, *twice, "--keep", "keep.mrc"), "both half maps are"),
+        ((star, *dark, "--keep", "keep.mrc"), "unfiltered half-maps of these"),
+        ((simulated / "no_halves.star", *halves, "--keep", "keep.mrc"), "no rlnRandomSubset, so which"),
+        ((star, *halves), "say what the mask means: --keep MASK"),
+        ((star, *halves, "--remove", "keep.mrc", "--recentre"), "--recentre needs --keep"),
+        ((star, *halves, "--keep", "keep.mrc", "--box-size", 64), "must be from 8 px up to the 48 px"),
+        ((star, *halves, "--keep", "keep.mrc", "--window", "0.9"), "give two numbers, for example 0.85,0.99"),
+    ):  # fmt: skip
+        with unchanged(here), pytest.raises(ValueError, match=re.escape(message)):
+            run("subtract", *arguments, "-o", "new")
+    (simulated / "no_halves.star").unlink()
 
 
 # ---- refusals ----

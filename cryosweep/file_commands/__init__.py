@@ -8,12 +8,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cryosweep.file_commands import fsc, fulcrum, mask, reconstruct, segment, simulate, volume
+from cryosweep.file_commands import (
+    fsc,
+    fulcrum,
+    mask,
+    reconstruct,
+    segment,
+    simulate,
+    subtract,
+    volume,
+)
 
 if TYPE_CHECKING:
     from cryosweep.commands import Commands
 
-COMMANDS = (segment, mask, volume, fulcrum, reconstruct, fsc, simulate)
+COMMANDS = (segment, mask, volume, fulcrum, subtract, reconstruct, fsc, simulate)
 
 
 def add_parsers(commands: Commands) -> None:

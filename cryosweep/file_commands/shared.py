@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shutil
+import tempfile
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -199,3 +201,29 @@ def check_outputs(outputs: Sequence[Path], inputs: Sequence[Path], *, overwrite:
             raise ValueError(f"{path} is named twice; give each output a name of its own")
         if path.exists() and not overwrite:
             raise ValueError(f"{path} exists already; give another name, or --overwrite to replace it")
+
+
+@contextmanager
+def filling(folder: Path, *, overwrite: bool) -> Generator[Path]:
+    """A folder to write into, whose files move to `folder` at the end, or vanish after an error.
+
+    Raises:
+        ValueError: `folder` cannot be made or holds something.
+    """
+    if not folder.parent.is_dir():
+        raise ValueError(f"{folder}: the folder {folder.parent} does not exist; make it first")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; give the name of a folder")
+    is_new = not folder.exists()
+    if not is_new and any(folder.iterdir()) and not overwrite:
+        raise ValueError(f"{folder} is not empty; give another folder, or --overwrite to replace files in it")
+    folder.mkdir(exist_ok=True)
+    making = Path(tempfile.mkdtemp(prefix=".making_", dir=folder))
+    try:
+        yield making
+        for path in making.iterdir():
+            path.replace(folder / path.name)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+        if is_new and not any(folder.iterdir()):
+            folder.rmdir()

@@ -126,11 +126,22 @@ def low_pass(volume: Tensor, *, resolution: float, pixel_size: float, edge_shell
         pixel_size: Å.
         edge_shells: width of the edge in shells.
     """
-    box_size = volume.shape[-1]
+    transfer = low_pass_transfer(
+        volume.shape[-1], resolution=resolution, pixel_size=pixel_size, edge_shells=edge_shells,
+        dtype=volume.dtype, device=volume.device,
+    )  # fmt: skip
+    return multiply_spectrum(volume, transfer)
+
+
+def low_pass_transfer(
+    box_size: int, *, resolution: float, pixel_size: float, edge_shells: int = 2, dtype: torch.dtype,
+    device: torch.device | str,
+) -> Tensor:  # fmt: skip
+    """What `low_pass` multiplies the rfftn layout of a volume by: (d, d, d // 2 + 1) in [0, 1]."""
     cutoff = box_size * pixel_size / resolution
-    radius = frequency_radius(box_size, dims=3, dtype=volume.dtype, device=volume.device)
+    radius = frequency_radius(box_size, dims=3, dtype=dtype, device=device)
     position = ((radius - cutoff) / edge_shells).clamp(0.0, 1.0)
-    return multiply_spectrum(volume, 0.5 + 0.5 * torch.cos(math.pi * position))
+    return 0.5 + 0.5 * torch.cos(math.pi * position)
 
 
 def gaussian_filter(volume: Tensor, *, sigma: float, pixel_size: float) -> Tensor:

@@ -271,6 +271,18 @@ class RefinementConfig:
 
 
 @dataclass
+class PostprocessingConfig:
+    """Maps made of the refined half-maps to be looked at."""
+
+    b_factor: float | None
+    guinier_from: float
+    local_resolution: bool
+    local_resolution_window: float | None
+    local_resolution_step: float | None
+    local_resolution_threshold: float
+
+
+@dataclass
 class ComputeConfig:
     """What a job runs on."""
 
@@ -302,6 +314,7 @@ class JobConfig:
     fulcrum: FulcrumConfig
     search: SearchConfig
     refinement: RefinementConfig
+    postprocessing: PostprocessingConfig
     compute: ComputeConfig
     tracking: TrackingConfig
 
@@ -315,6 +328,7 @@ SCHEMAS: dict[str, tuple[type, ...]] = {
     "fulcrum": (MaskCentre, BoxCentre, FulcrumPx, FulcrumMarker, DomainHinge),
     "search": (SearchConfig,),
     "refinement": (RefinementConfig,),
+    "postprocessing": (PostprocessingConfig,),
     "compute": (ComputeConfig,),
     "tracking": (TrackingConfig,),
 }
@@ -386,6 +400,7 @@ def faults(config: JobConfig) -> list[str]:
         *_fulcrum_faults(config),
         *_search_faults(config.search),
         *_refinement_faults(config),
+        *_postprocessing_faults(config.postprocessing),
         *_compute_faults(config.compute),
     ]
 
@@ -600,6 +615,17 @@ def _refinement_faults(config: JobConfig) -> list[str]:
             f"refinement.initial_lowpass={refinement.initial_lowpass:g} Å, where the first iteration starts"
         )
     return found
+
+
+def _postprocessing_faults(chosen: PostprocessingConfig) -> list[str]:
+    key = "postprocessing"
+    return [
+        *_range(f"{key}.b_factor", chosen.b_factor, -5000, 5000, unit="Å^2"),
+        *_range(f"{key}.guinier_from", chosen.guinier_from, 0, bound="above", unit="Å"),
+        *_range(f"{key}.local_resolution_window", chosen.local_resolution_window, 0, bound="above", unit="Å"),
+        *_range(f"{key}.local_resolution_step", chosen.local_resolution_step, 0, bound="above", unit="Å"),
+        *_range(f"{key}.local_resolution_threshold", chosen.local_resolution_threshold, 0.01, 0.99),
+    ]
 
 
 def _compute_faults(compute: ComputeConfig) -> list[str]:

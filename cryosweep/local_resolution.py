@@ -13,9 +13,9 @@ one such shell too fine, and random phases from a shell further down would not t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,6 +33,9 @@ WIDTH_PER_RESOLUTION = 7.0
 STEP_PER_WIDTH = 0.2
 # The coarsest value told, over the width: finer than this, noise scarcely ever has an FSC of 0.5.
 FLOOR_PER_WIDTH = 0.5
+
+# Narrower windows hold too few shells for a curve.
+MIN_WIDTH_PX = 8
 
 _LEVELS = 16
 _CHUNK_VOXELS = 2**21
@@ -67,6 +70,30 @@ class LocalResolution:
         last = self.noise.numel() - 1
         return float(self.noise[min(max(round(self.window_length / resolution), 1), last)])
 
+    def shares(self, mask: Tensor) -> tuple[float, float, float, float]:
+        """Where `mask` exceeds 0.5: 5th, 50th and 95th percentile in Å, and the share of voxels at the floor.
+
+        Raises:
+            ValueError: it exceeds 0.5 nowhere.
+        """
+        inside = self.resolution[mask > 0.5].cpu().numpy()
+        if inside.size == 0:
+            raise ValueError("the mask exceeds 0.5 nowhere; lower its threshold")
+        low, middle, high = (float(value) for value in np.percentile(inside, [5, 50, 95]))
+        return low, middle, high, float((inside > 0.999 * self.floor).mean())
+
+    def note(self, mask: Tensor) -> str | None:
+        """What a person should know about the width of the window, if anything."""
+        middle = self.shares(mask)[1]
+        scatter = self.noise_at(middle)
+        if self.threshold >= 3.0 * scatter:
+            return None
+        return (
+            f"The FSC of noise in one window of {self.window_width:.0f} Å scatters by {scatter:.2f} at "
+            f"{middle:.1f} Å, and {self.threshold:g} is within three times that: what reads fine may do so "
+            f"by chance. Widen the window or raise the threshold."
+        )
+
 
 def soft_window(width: float, *, pixel_size: float, device: torch.device | str = "cpu") -> Tensor:
     """(s, s, s) window of full width at half maximum `width` (Å) in the smallest cube that FFTs like.
@@ -75,10 +102,10 @@ def soft_window(width: float, *, pixel_size: float, device: torch.device | str =
         ValueError: the window is less than 8 px wide, too few for an FSC.
     """
     width_px = width / pixel_size
-    if not width_px >= 8:
+    if not width_px >= MIN_WIDTH_PX:
         raise ValueError(
             f"a window of {width:g} Å is {width_px:.1f} px wide, too few for an FSC; give "
-            f"{8 * pixel_size:g} Å or more"
+            f"{MIN_WIDTH_PX * pixel_size:g} Å or more"
         )
     size = even_fft_size(1.5 * width_px + 1)
     return spherical_mask(size, inner_px=0.25 * width_px, outer_px=0.75 * width_px, device=device)
@@ -93,7 +120,6 @@ def local_resolution(
     window_width: float,
     threshold: float = 0.5,
     step: float | None = None,
-    advance: Callable[[int], None] | None = None,
 ) -> LocalResolution:
     """Resolution at which the FSC in a window about each voxel first falls below a threshold.
 
@@ -113,7 +139,6 @@ def local_resolution(
             result says how far the FSC scatters, and 0.143 is of use only where that is below about 0.05.
         threshold: 0.5 or 0.143 as a rule.
         step: Å between windows; 0.2 of their width by default.
-        advance: called with the number of windows done since the last call.
 
     Raises:
         ValueError: shapes differ, the mask is empty, or the window or the step is too small.
@@ -150,8 +175,6 @@ def local_resolution(
     for part in places.split(max(1, _CHUNK_VOXELS // size**3)):
         curves = windowed_fsc(*masked, axis[part], window)
         found.append(_crossings(curves, threshold, first_shell) / (size * pixel_size))
-        if advance is not None:
-            advance(part.shape[0])
     frequency = torch.zeros(known.shape, dtype=mask.dtype, device=mask.device)
     frequency[known] = torch.cat(found).clamp_min(1.0 / floor).to(mask.dtype)
     begin = int(-axis[0])

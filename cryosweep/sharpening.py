@@ -87,6 +87,18 @@ class Sharpened:
     fit: GuinierFit | None
     notes: tuple[str, ...]
 
+    @property
+    def description(self) -> str:
+        """The B-factor, where it comes from and how well it is known, on one line."""
+        if self.fit is None:
+            return f"B-factor {self.b_factor:.0f} Å^2, not fitted"
+        shells = (self.fit.first_shell, self.fit.last_shell)
+        coarse, fine = (float(self.plot.inverse_square[shell].rsqrt()) for shell in shells)
+        return (
+            f"B-factor {self.b_factor:.0f} ± {self.fit.b_factor_se:.0f} Å^2 (Guinier plot from {coarse:.2f} "
+            f"to {fine:.2f} Å, {shells[1] - shells[0] + 1} shells, R^2 {self.fit.r_squared:.2f})"
+        )
+
 
 def guinier_plot(half_maps: HalfMaps, mask: Tensor, fsc: Tensor) -> GuinierPlot:
     """Guinier plot of the mean of two half maps under a mask.
@@ -175,6 +187,23 @@ def fit_guinier(
         first_shell=int(chosen[0]),
         last_shell=int(chosen[-1]),
     )
+
+
+def guinier_columns(sharpened: Sharpened) -> dict[str, Tensor]:
+    """Columns (n_shells,) of a table of a Guinier plot: 1/d^2 and ln amplitudes, nan where there are none."""
+    plot, fit = sharpened.plot, sharpened.fit
+    fitted = torch.full_like(plot.raw, math.nan)
+    if fit is not None:
+        chosen = slice(fit.first_shell, fit.last_shell + 1)
+        fitted[chosen] = fit.intercept + 0.25 * fit.b_factor * plot.inverse_square[chosen]
+    return {
+        "inverse_square": plot.inverse_square,
+        "raw": plot.raw,
+        "weighted": plot.weighted,
+        "weighted_sd": plot.variance.sqrt(),
+        "fitted": fitted,
+        "sharpened": plot.weighted - 0.25 * sharpened.b_factor * plot.inverse_square,
+    }
 
 
 def apply_b_factor(volume: Tensor, b_factor: float, *, resolution: float, pixel_size: float) -> Tensor:

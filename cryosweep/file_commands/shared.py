@@ -23,6 +23,8 @@ Vector = tuple[float, float, float]
 SAME_PIXEL_SIZE = 1e-3
 SAME_ORIGIN_PX = 0.5
 
+PLOT_SUFFIXES = (".png", ".pdf", ".svg")
+
 
 @dataclass(frozen=True)
 class Point:
@@ -139,6 +141,15 @@ def read_volume(path: Path) -> Map:
     return map
 
 
+def read_half_maps(path_a: Path, path_b: Path) -> tuple[Map, Map]:
+    """Two half maps, refused if they are one file or of different boxes."""
+    if path_a.resolve() == path_b.resolve():
+        raise ValueError(f"{path_b}: both half maps are this file; give one of each half set")
+    a, b = read_volume(path_a), read_volume(path_b)
+    check_same_grid(path_b, b, path_a, a)
+    return a, b
+
+
 def read_mask_file(path: Path) -> Map:
     """A mask, refused unless it lies in [0, 1]."""
     from cryosweep.io.maps import read_mask
@@ -161,6 +172,17 @@ def check_same_grid(path: Path, map: Map, other_path: Path, other: Map) -> None:
             f"note: by their headers the first voxel of {path} lies at {numbers(map.origin)} Å and that of "
             f"{other_path} at {numbers(other.origin)} Å; the two were taken to lie voxel on voxel"
         )
+
+
+def add_plot(parser: argparse.ArgumentParser, of: str) -> None:
+    """Add a figure."""
+    parser.add_argument("--plot", type=Path, help=f"figure of {of} ({', '.join(PLOT_SUFFIXES)})")
+
+
+def check_plot(path: Path | None) -> None:
+    """Refuse a figure of an unknown kind."""
+    if path is not None and path.suffix.lower() not in PLOT_SUFFIXES:
+        raise ValueError(f"--plot {path}: the name must end in {', '.join(PLOT_SUFFIXES)}")
 
 
 def check_outputs(outputs: Sequence[Path], inputs: Sequence[Path], *, overwrite: bool) -> None:

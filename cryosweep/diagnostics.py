@@ -430,6 +430,8 @@ def local_resolution_figure(
 ) -> Figure:
     """Slices of a map through the centre of its mask, coloured by local resolution, and its distribution.
 
+    The first and the last bar hold what lies beyond them too.
+
     Args:
         resolution: (d, d, d) Å.
         volume: (d, d, d) the map whose density gives the brightness.
@@ -451,12 +453,12 @@ def local_resolution_figure(
     position = _position_of(index, volume.shape[0], pixel_size)
     colours = LinearSegmentedColormap.from_list("resolution", [BLUE, "#F2F2F2", VERMILION])
     dark, bright = _grey_range([_cut(volume, plane, index) for plane in _PLANES])
-    figure = Figure(figsize=(12.0, 4.2), layout="constrained")
+    figure = Figure(figsize=(13.5, 3.9), layout="constrained")
     panels: NDArray[Any] = np.asarray(figure.subplots(1, 4))
     for panel, plane in zip(panels[:3], _PLANES, strict=True):
         cut = _cut(resolution, plane, index)
         picture = colours(np.clip((cut - low) / (high - low), 0.0, 1.0))
-        light = np.clip((_cut(volume, plane, index) - dark) / (bright - dark), 0.0, 1.0)
+        light = 0.3 + 0.7 * np.clip((_cut(volume, plane, index) - dark) / (bright - dark), 0.0, 1.0)
         picture[..., :3] *= (light * _cut(kept, plane, index))[..., None]
         panel.imshow(
             picture, origin="lower", extent=_extent(cut.shape[0], pixel_size), interpolation="nearest"
@@ -469,11 +471,11 @@ def local_resolution_figure(
         middles, counts / values.size, width=bins[1] - bins[0],
         color=colours((middles - low) / (high - low)), edgecolor=GREY, linewidth=0.4,
     )  # fmt: skip
-    panels[3].set_xlabel("local resolution (Å); the ends hold what lies beyond")
-    panels[3].set_ylabel("share of the voxels in the mask")
+    panels[3].set_xlabel("local resolution (Å)")
+    panels[3].set_ylabel("share of the mask")
     at_floor = float(np.mean(values > 0.999 * floor))
     panels[3].set_title(
-        f"median {float(np.median(values)):.1f} Å, {at_floor:.1%} at {floor:.0f} Å or worse", fontsize=10
+        f"median {float(np.median(values)):.1f} Å, {at_floor:.1%} at the floor ({floor:.0f} Å)", fontsize=10
     )
     figure.suptitle(title, fontsize=11)
     return figure

@@ -475,7 +475,7 @@ def local_resolution_figure(
     panels[3].set_ylabel("share of the mask")
     at_floor = float(np.mean(values > 0.999 * floor))
     panels[3].set_title(
-        f"median {float(np.median(values)):.1f} Å, {at_floor:.1%} at the floor ({floor:.0f} Å)", fontsize=10
+        f"median {float(np.median(values)):.1f} Å, {at_floor:.1%} at the floor ({floor:.0f} Å)", fontsize=9
     )
     figure.suptitle(title, fontsize=11)
     return figure

@@ -358,6 +358,18 @@ class RefinementConfig:
 
 
 @dataclass
+class PostprocessingConfig:
+    """Maps made of the refined half-maps to be looked at."""
+
+    b_factor: float | None
+    guinier_from: float
+    local_resolution: bool
+    local_resolution_window: float | None
+    local_resolution_step: float | None
+    local_resolution_threshold: float
+
+
+@dataclass
 class ComputeConfig:
     """What a job runs on."""
 
@@ -391,6 +403,7 @@ class JobConfig:
     subtraction: SubtractionConfig
     search: SearchConfig
     refinement: RefinementConfig
+    postprocessing: PostprocessingConfig
     compute: ComputeConfig
     tracking: TrackingConfig
 
@@ -405,6 +418,7 @@ SCHEMAS: dict[str, tuple[type, ...]] = {
     "subtraction": (NoSubtraction, DomainSubtraction, FileSubtraction),
     "search": (SearchConfig,),
     "refinement": (RefinementConfig,),
+    "postprocessing": (PostprocessingConfig,),
     "compute": (ComputeConfig,),
     "tracking": (TrackingConfig,),
 }
@@ -477,6 +491,7 @@ def faults(config: JobConfig) -> list[str]:
         *_subtraction_faults(config),
         *_search_faults(config.search),
         *_refinement_faults(config),
+        *_postprocessing_faults(config.postprocessing),
         *_compute_faults(config.compute),
     ]
 
@@ -770,6 +785,17 @@ def _refinement_faults(config: JobConfig) -> list[str]:
             f"refinement.initial_lowpass={refinement.initial_lowpass:g} Å, where the first iteration starts"
         )
     return found
+
+
+def _postprocessing_faults(chosen: PostprocessingConfig) -> list[str]:
+    key = "postprocessing"
+    return [
+        *_range(f"{key}.b_factor", chosen.b_factor, -5000, 5000, unit="Å^2"),
+        *_range(f"{key}.guinier_from", chosen.guinier_from, 0, bound="above", unit="Å"),
+        *_range(f"{key}.local_resolution_window", chosen.local_resolution_window, 0, bound="above", unit="Å"),
+        *_range(f"{key}.local_resolution_step", chosen.local_resolution_step, 0, bound="above", unit="Å"),
+        *_range(f"{key}.local_resolution_threshold", chosen.local_resolution_threshold, 0.01, 0.99),
+    ]
 
 
 def _compute_faults(compute: ComputeConfig) -> list[str]:

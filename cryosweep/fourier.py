@@ -134,9 +134,11 @@ def low_pass(
         edge: `outside`: all up to the shell of `resolution` is kept in full; `centred`: half of the amplitude
             there, as in `relion_image_handler --lowpass`, which rounds that shell to a whole number.
     """
-    return multiply_spectrum(
-        volume, _low_pass_transfer(volume, resolution, pixel_size, edge_shells, centred=edge == "centred")
-    )
+    transfer = low_pass_transfer(
+        volume.shape[-1], resolution=resolution, pixel_size=pixel_size, edge_shells=edge_shells, edge=edge,
+        dtype=volume.dtype, device=volume.device,
+    )  # fmt: skip
+    return multiply_spectrum(volume, transfer)
 
 
 def high_pass(volume: Tensor, *, resolution: float, pixel_size: float, edge_shells: int = 2) -> Tensor:
@@ -144,19 +146,22 @@ def high_pass(volume: Tensor, *, resolution: float, pixel_size: float, edge_shel
 
     As `relion_image_handler --highpass`, but that this does not round the shell of `resolution`.
     """
-    return multiply_spectrum(
-        volume, 1.0 - _low_pass_transfer(volume, resolution, pixel_size, edge_shells, centred=True)
-    )
+    low = low_pass_transfer(
+        volume.shape[-1], resolution=resolution, pixel_size=pixel_size, edge_shells=edge_shells,
+        edge="centred", dtype=volume.dtype, device=volume.device,
+    )  # fmt: skip
+    return multiply_spectrum(volume, 1.0 - low)
 
 
-def _low_pass_transfer(
-    volume: Tensor, resolution: float, pixel_size: float, edge_shells: int, *, centred: bool
-) -> Tensor:
-    box_size = volume.shape[-1]
+def low_pass_transfer(
+    box_size: int, *, resolution: float, pixel_size: float, edge_shells: int = 2,
+    edge: Literal["outside", "centred"] = "outside", dtype: torch.dtype, device: torch.device | str,
+) -> Tensor:  # fmt: skip
+    """What `low_pass` multiplies the rfftn layout of a volume by: (d, d, d // 2 + 1) in [0, 1]."""
     cutoff = box_size * pixel_size / resolution
-    if centred:
+    if edge == "centred":
         cutoff -= 0.5 * edge_shells
-    radius = frequency_radius(box_size, dims=3, dtype=volume.dtype, device=volume.device)
+    radius = frequency_radius(box_size, dims=3, dtype=dtype, device=device)
     position = ((radius - cutoff) / edge_shells).clamp(0.0, 1.0)
     return 0.5 + 0.5 * torch.cos(math.pi * position)
 

@@ -26,6 +26,12 @@ from cryosweep.io.maps import SAME_PIXEL_SIZE, Map, read_map, read_mask, write_m
 from cryosweep.io.markers import read_marker, read_markers, write_marker
 from cryosweep.io.particles import Particles, read_particles, write_particles
 from cryosweep.io.segger import on_grid_of, read_segger
+from cryosweep.local_resolution import (
+    MIN_WIDTH_PX,
+    WIDTH_PER_RESOLUTION,
+    filter_locally,
+    local_resolution,
+)
 from cryosweep.mask import centre_of_mass, check_mask, soft_mask, threshold_of
 from cryosweep.progress import Progress
 from cryosweep.reconstruction import HalfMaps, fsc_weighted, reconstruct_half_maps
@@ -48,6 +54,7 @@ from cryosweep.segmentation import (
     territory,
     touching,
 )
+from cryosweep.sharpening import apply_b_factor, sharpen
 from cryosweep.simulate import DOMAINS, SimulationSettings, Truth, load_ribosome, load_truth, simulate
 from cryosweep.study.assessment import (
     OWN_CURVES,
@@ -55,6 +62,7 @@ from cryosweep.study.assessment import (
     Score,
     TruthScore,
     curve_table,
+    guinier_table,
     make_ruler,
     masked_fsc,
     score,
@@ -140,6 +148,12 @@ def check_job(config: JobConfig) -> list[str]:
             _attempt(found, lambda path=base.marker: read_markers(_existing(path)))
         if base.segger is not None:
             _attempt(found, lambda path=base.segger: _check_segger(path, config, box))
+    window = config.postprocessing.local_resolution_window
+    if window is not None and box is not None and window < MIN_WIDTH_PX * box[1]:
+        found.append(
+            f"postprocessing.local_resolution_window={window:g}: too narrow for an FSC at {box[1]:g} Å per "
+            f"px; give {MIN_WIDTH_PX * box[1]:g} Å or more"
+        )
     fulcrum = config.fulcrum
     if isinstance(fulcrum, schemas.FulcrumMarker) and fulcrum.path is not None:
         _attempt(found, lambda path=fulcrum.path: read_marker(Path(path)))
@@ -205,6 +219,11 @@ def run_job(config: JobConfig, folder: Path, tracker: Tracker, progress: Progres
     truth, start_truth = _truth_scores(config, data, start, half_maps, result, ruler)
     summary = _summary(scored, start_curve, truth, start_truth, result, ruler, mask, particles)
     summary |= _subtraction_metrics(images, particles, half_maps, result, ruler, device, progress)
+    made, findings = _postprocess(config.postprocessing, folder, half_maps, scored, mask, start)
+    summary |= made
+    for finding in findings:
+        notes.append(finding)
+        progress.note(finding)
     summary["seconds"] = time.monotonic() - began
     summary["cpu_seconds"] = time.process_time() - cpu_began
 
@@ -833,6 +852,58 @@ def _write_volumes(
         volumes["removed"] = rest.removed
     for name, volume in volumes.items():
         write_map(folder / f"{name}.mrc", volume.cpu(), pixel_size=half_maps.pixel_size, origin=start.origin)
+
+
+def _postprocess(
+    chosen: schemas.PostprocessingConfig, folder: Path, half_maps: HalfMaps, scored: Score, mask: Tensor,
+    start: _Start,
+) -> tuple[dict[str, float], tuple[str, ...]]:  # fmt: skip
+    """Write the sharpened map, its Guinier plot and, if chosen, the local resolution; metrics and notes."""
+    pixel_size = half_maps.pixel_size
+    sharpened = sharpen(
+        half_maps, mask, scored.own.corrected, b_factor=chosen.b_factor, fit_from=chosen.guinier_from
+    )
+    table = guinier_table(sharpened)
+    table.to_csv(folder / "guinier.csv", index=False, float_format="%.6f")
+    volumes = {"sharpened": sharpened.volume}
+    figures = {
+        "guinier": diagnostics.guinier_figure(
+            {str(name): column.to_numpy() for name, column in table.items()}, pixel_size=pixel_size,
+            b_factor=sharpened.b_factor, title=sharpened.description,
+        )
+    }  # fmt: skip
+    metrics = {"sharpening/b_factor": sharpened.b_factor}
+    if sharpened.fit is not None:
+        metrics["sharpening/b_factor_se"] = sharpened.fit.b_factor_se
+    notes = list(sharpened.notes)
+    if chosen.local_resolution:
+        width = chosen.local_resolution_window or max(
+            WIDTH_PER_RESOLUTION * sharpened.resolution, MIN_WIDTH_PX * pixel_size
+        )
+        found = local_resolution(
+            *half_maps.pair, mask, pixel_size=pixel_size, window_width=width,
+            threshold=chosen.local_resolution_threshold, step=chosen.local_resolution_step,
+        )  # fmt: skip
+        mean = 0.5 * (half_maps.half_a + half_maps.half_b)
+        boosted = apply_b_factor(
+            mean, sharpened.b_factor, resolution=float(found.resolution.min()), pixel_size=pixel_size
+        )
+        volumes["local_resolution"] = found.resolution
+        volumes["locally_filtered"] = filter_locally(boosted, found.resolution, pixel_size=pixel_size)
+        figures["local_resolution"] = diagnostics.local_resolution_figure(
+            found.resolution.cpu().numpy(), volumes["locally_filtered"].cpu().numpy(), mask.cpu().numpy(),
+            pixel_size=pixel_size, floor=found.floor,
+            title=f"local resolution at FSC {found.threshold:g}, windows of {found.window_width:.0f} Å",
+        )  # fmt: skip
+        names = ("p05", "median", "p95", "at_floor")
+        metrics |= {f"local_resolution/{name}": x for name, x in zip(names, found.shares(mask), strict=True)}
+        notes += [note for note in (found.note(mask),) if note is not None]
+    for name, volume in volumes.items():
+        write_map(folder / f"{name}.mrc", volume.cpu(), pixel_size=pixel_size, origin=start.origin)
+    (folder / "figures").mkdir(exist_ok=True)
+    for name, figure in figures.items():
+        figure.savefig(folder / "figures" / f"{name}.png", dpi=110)
+    return metrics, tuple(notes)
 
 
 def _write_tables(

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 from cryosweep.file_commands import (
     fsc,
     fulcrum,
+    local_resolution,
     mask,
     reconstruct,
     segment,
+    sharpen,
     simulate,
     subtract,
     volume,
@@ -22,7 +24,9 @@ from cryosweep.file_commands import (
 if TYPE_CHECKING:
     from cryosweep.commands import Commands
 
-COMMANDS = (segment, mask, volume, fulcrum, subtract, reconstruct, fsc, simulate)
+COMMANDS = (
+    segment, mask, volume, fulcrum, subtract, reconstruct, fsc, sharpen, local_resolution, simulate
+)  # fmt: skip
 
 
 def add_parsers(commands: Commands) -> None:

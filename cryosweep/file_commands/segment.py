@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cryosweep.commands import add_command, say
-from cryosweep.file_commands.fsc import PLOT_SUFFIXES
 from cryosweep.file_commands.shared import (
+    PLOT_SUFFIXES,
     Point,
     Vector,
     check_file,

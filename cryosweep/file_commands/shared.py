@@ -156,6 +156,15 @@ def read_volume(path: Path) -> Map:
     return map
 
 
+def read_half_maps(path_a: Path, path_b: Path) -> tuple[Map, Map]:
+    """Two half maps, refused if they are one file or of different boxes."""
+    if path_a.resolve() == path_b.resolve():
+        raise ValueError(f"{path_b}: both half maps are this file; give one of each half set")
+    a, b = read_volume(path_a), read_volume(path_b)
+    check_same_grid(path_b, b, path_a, a)
+    return a, b
+
+
 def read_mask_file(path: Path) -> Map:
     """A mask, refused unless it lies in [0, 1]."""
     from cryosweep.io.maps import read_mask
@@ -178,6 +187,11 @@ def check_same_grid(path: Path, map: Map, other_path: Path, other: Map) -> None:
             f"note: by their headers the first voxel of {path} lies at {numbers(map.origin)} Å and that of "
             f"{other_path} at {numbers(other.origin)} Å; the two were taken to lie voxel on voxel"
         )
+
+
+def add_plot(parser: argparse.ArgumentParser, of: str) -> None:
+    """Add a figure."""
+    parser.add_argument("--plot", type=Path, help=f"figure of {of} ({', '.join(PLOT_SUFFIXES)})")
 
 
 def check_plot(path: Path | None) -> None:

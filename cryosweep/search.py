@@ -27,6 +27,7 @@ from cryosweep.fourier import HalfPlane
 from cryosweep.geometry import rotation_from_vector, rotation_vector
 from cryosweep.likelihood import Quadratic, log_likelihood_on_grid, log_likelihood_quadratic
 from cryosweep.projector import Reference
+from cryosweep.shared_grid import best_on_shared_grid
 
 # Samples worked on at a time: large enough to amortise a call, small enough to stay in cache.
 SAMPLES_PER_CHUNK = 2**18
@@ -38,6 +39,9 @@ CONVERGED = 0.02
 # Poses that far below the best of an exhaustive search count as missed.
 MISSED = 1.0
 AUDIT_STEP_RAD = math.radians(6.0)
+# From this rotation extent on the grid is shared: about a tenth of all orientations lie within it, which is
+# what a slice for each particle costs more than a slice for all.
+SHARED_FROM_RAD = math.radians(70.0)
 # An extent of zero (rad, px) that can still be divided by.
 _NO_EXTENT = 1e-4
 
@@ -123,12 +127,16 @@ class SearchPlan:
         vectors: (r, 3) rotation vectors of the grid.
         shifts_px: (s, 2) residual shifts of the grid.
         stages: from the coarsest band to the finest.
+        shared: (r, 3, 3) rotations of a grid that all particles share, used in place of `vectors`, or None.
+        shared_step: rad, distance of neighbours in it.
     """
 
     coarse_shell: int
     vectors: Tensor
     shifts_px: Tensor
     stages: tuple[Stage, ...]
+    shared: Tensor | None = None
+    shared_step: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -201,13 +209,29 @@ def plan_search(
     """
     period_px = box_size / coarse_shell
     rotation_step = min(max(period_px / (2.0 * mask_radius_px), math.radians(3.0)), math.radians(15.0))
+    shifts = shift_grid(space.shift_extent_px, period_px / 4.0, shape=space.shape, dtype=dtype, device=device)
+    middle = round(math.sqrt(coarse_shell * band_shell))
+    if shares_grid(space):
+        vectors = rotation_grid(math.pi, rotation_step, shape=ExtentShape.norm, dtype=dtype, device=device)
+        # among all orientations the coarse band decides less: more starts, and apart from each other
+        stages = (Stage(coarse_shell, 16, 2), Stage(middle, 6, 3), Stage(band_shell, 2, 10))
+        return SearchPlan(coarse_shell, vectors, shifts, stages, rotation_from_vector(vectors), rotation_step)
     vectors = rotation_grid(
         space.rotation_extent, rotation_step, shape=space.shape, dtype=dtype, device=device
     )
-    shifts = shift_grid(space.shift_extent_px, period_px / 4.0, shape=space.shape, dtype=dtype, device=device)
-    middle = round(math.sqrt(coarse_shell * band_shell))
     stages = (Stage(coarse_shell, 4, 1), Stage(middle, 2, 2), Stage(band_shell, 1, 10))
     return SearchPlan(coarse_shell, vectors, shifts, stages)
+
+
+def shares_grid(space: SearchSpace) -> bool:
+    """Whether extents are so wide that one grid over all orientations serves every particle best.
+
+    Not where a lever would move each rotation's shifts by more than the grid ignores, and not for wide
+    extents per axis, whose corners no angle tells.
+    """
+    wide = space.rotation_extent >= SHARED_FROM_RAD
+    by_angle = space.shape is ExtentShape.norm or space.rotation_extent >= math.pi
+    return wide and by_angle and float(space.lever_px.norm()) <= 1.0
 
 
 def turn(poses: Poses, anchor: Poses) -> Tensor:
@@ -323,8 +347,9 @@ def search_shortfall(
 ) -> Tensor:  # fmt: skip
     """(n,) log-posterior by which an exhaustive search does better than what `plan` has found; 0 at least.
 
-    Exhaustive: eight starts from a grid of 6 degrees and from the pose found, all of them kept to the last
-    band and polished there for ten steps. The other arguments are those of `search_poses`.
+    Exhaustive: eight starts (32 where the grid is shared) from a grid of 6 degrees and from the pose found,
+    all of them kept to the last band and polished there for ten steps. The other arguments are those of
+    `search_poses`.
     """
     last = plan.stages[-1].shell
     vectors = rotation_grid(
@@ -332,9 +357,16 @@ def search_shortfall(
         device=plan.vectors.device,
     )  # fmt: skip
     stages = (Stage(plan.coarse_shell, 8, 4), Stage(last, 8, 10))
+    shared = None
+    if plan.shared is not None:
+        vectors = rotation_grid(
+            math.pi, AUDIT_STEP_RAD, shape=ExtentShape.norm, dtype=vectors.dtype, device=vectors.device
+        )
+        stages = (Stage(plan.coarse_shell, 32, 4), Stage(last, 32, 10))
+        shared = rotation_from_vector(vectors)
     best = search_poses(
         reference, plane, images=images, weights=weights, anchor=anchor, current=found.poses, space=space,
-        plan=replace(plan, vectors=vectors, stages=stages),
+        plan=replace(plan, vectors=vectors, stages=stages, shared=shared, shared_step=AUDIT_STEP_RAD),
     )  # fmt: skip
     return (best.log_posterior - found.log_posterior).clamp_min(0.0)
 
@@ -345,6 +377,17 @@ def _coarse_starts(
 ) -> Poses:  # fmt: skip
     """The `keep` best rotations (n, keep, ...) of the grid, each with its best shift."""
     count, samples = images.shape[0], plane.k.shape[0]
+    if plan.shared is not None:
+        shift_prior = plan.shifts_px.new_zeros(len(plan.shifts_px))
+        if space.shift_prior_px is not None:
+            shift_prior = -plan.shifts_px.square().sum(-1) / (2 * space.shift_prior_px**2)
+        found = best_on_shared_grid(
+            reference, plane, images=images[:, :samples], weights=weights[:, :samples],
+            rotations=plan.shared, step=plan.shared_step, base_shifts_px=anchor.shifts_px,
+            grid_shifts_px=plan.shifts_px, shift_log_prior=shift_prior, anchors=anchor.rotations,
+            rotation_extent=space.rotation_extent, rotation_prior=space.rotation_prior, keep=keep,
+        )  # fmt: skip
+        return Poses(*found)
     grid = rotation_from_vector(plan.vectors)
     keep = min(keep, grid.shape[0])
     rotations = images.new_empty(count, keep, 3, 3, dtype=plane.k.dtype)

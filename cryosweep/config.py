@@ -532,7 +532,8 @@ def _consensus_faults(config: JobConfig) -> list[str]:
     ]
     if not chosen.mask_near < chosen.mask_far:
         found.append(
-            f"consensus.mask_far={chosen.mask_far:g}: must be above consensus.mask_near={chosen.mask_near:g} Å"
+            f"consensus.mask_far={chosen.mask_far:g}: must be above "
+            f"consensus.mask_near={chosen.mask_near:g} Å"
         )
     if chosen.mask is ConsensusMask.file and chosen.mask_path is None:
         found.append("consensus.mask=file: give the mask as consensus.mask_path")

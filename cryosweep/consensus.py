@@ -131,8 +131,8 @@ def refine_consensus(
 
     Args:
         particles: n particles; their poses are where extents and priors have their centres.
-        start: half-maps (d, d, d) to begin with; one map twice where there are none yet: then `initial_lowpass`
-            bounds what the half-sets have in common.
+        start: half-maps (d, d, d) to begin with; one map twice where there are none yet: then
+            `initial_lowpass` bounds what the half-sets have in common.
         mask: static (d, d, d), one that follows the map, or None for a soft sphere.
         settings: extents, priors, schedule, regularisation.
         device: where to work.

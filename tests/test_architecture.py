@@ -31,7 +31,7 @@ LINES: tuple[tuple[str, ...], ...] = (
     ("commands",),
     ("file_commands.shared",),
     ("file_commands.mask", "file_commands.fulcrum", "file_commands.fsc", "file_commands.simulate"),
-    ("file_commands.reconstruct",),
+    ("file_commands.reconstruct", "file_commands.consensus", "file_commands.regularise"),
     ("file_commands",),
     ("app",),
     ("__main__",),

@@ -117,8 +117,8 @@ def test_chunks_change_nothing(monkeypatch):
     given = {
         "images": images, "weights": weights, "step": 0.3, "base_shifts_px": torch.zeros(7, 2),
         "grid_shifts_px": torch.zeros(1, 2), "shift_log_prior": torch.zeros(1),
-        "anchors": torch.eye(3).expand(7, 3, 3), "rotation_extent": math.pi, "rotation_prior": None, "keep": 4,
-        "rotations": rotation_from_vector(
+        "anchors": torch.eye(3).expand(7, 3, 3), "rotation_extent": math.pi, "rotation_prior": None,
+        "keep": 4, "rotations": rotation_from_vector(
             rotation_grid(math.pi, 0.3, shape=ExtentShape.norm, dtype=torch.float32, device=CPU)
         ),
     }  # fmt: skip

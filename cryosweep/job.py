@@ -119,11 +119,15 @@ def check_job(config: JobConfig) -> list[str]:
         if particles is not None:
             box = particles.box_size, particles.pixel_size
             limit = 2.0 * particles.pixel_size
-            if config.refinement.initial_lowpass < limit:
-                found.append(
-                    f"refinement.initial_lowpass={config.refinement.initial_lowpass:g}: lies beyond Nyquist "
-                    f"({limit:g} Å at the pixel size of {config.data.star}); give a coarser resolution"
-                )
+            first = {"refinement.initial_lowpass": config.refinement.initial_lowpass}
+            if isinstance(config.consensus, schemas.HomogeneousConsensus):
+                first["consensus.initial_lowpass"] = config.consensus.initial_lowpass
+            found += [
+                f"{key}={value:g}: lies beyond Nyquist ({limit:g} Å at the pixel size of "
+                f"{config.data.star}); give a coarser resolution"
+                for key, value in first.items()
+                if value < limit
+            ]
     for path in _map_files(config):
         volume = _attempt(found, lambda path=path: _read_volume(path))
         if volume is not None and box is not None:
@@ -403,7 +407,9 @@ def _refined_consensus(
             rotations=found.particles.rotations, shifts=found.particles.shifts,
         )  # fmt: skip
 
-    return store.get("refined_consensus", REFINED_CONSENSUS_VERSION, asdict(chosen), inputs, make)
+    # files count by what is in them, not by where they lie
+    choices = {name: value for name, value in asdict(chosen).items() if name not in ("start", "mask_path")}
+    return store.get("refined_consensus", REFINED_CONSENSUS_VERSION, choices, inputs, make)
 
 
 def _consensus_mask(

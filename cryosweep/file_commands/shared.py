@@ -62,7 +62,7 @@ def add_particles(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image-folder",
         type=Path,
-        metavar="FOLDER",
+        metavar="DIR",
         help="of the image stacks (default: looked for from the STAR file upwards)",
     )
     parser.add_argument(

@@ -652,6 +652,8 @@ def _record(
     moved = (turned + (new.shifts_px - last.shifts_px).norm(dim=-1)) * pixel_size
     rotation_reach = space.shape.size(turn(new, anchor))
     shift_reach = space.shape.size(residual_shift(new, anchor, space.lever_px))
+    # half a turn is no limit: nothing lies beyond it
+    rotation_limit = space.rotation_extent if space.rotation_extent < math.pi else 0.0
     masked, less_mask = (
         crossing(curve, FSC_THRESHOLD, box_size=domain.crop_size, pixel_size=pixel_size)
         for curve in (gsfsc, corrected)
@@ -666,7 +668,7 @@ def _record(
         rotation_change_median=float(change.median()),
         shift_change_median=float(shift.median()),
         moved_median=float(moved.median()),
-        at_rotation_extent=_share_at(rotation_reach, space.rotation_extent),
+        at_rotation_extent=_share_at(rotation_reach, rotation_limit),
         at_shift_extent=_share_at(shift_reach, space.shift_extent_px),
         log_posterior=log_posterior,
         seconds=seconds,

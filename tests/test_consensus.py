@@ -155,6 +155,7 @@ def test_poses_are_found_without_any(tmp_path, record_property):
     point = load_ribosome().domains["body"].centre_of_mass
     given = found.particles.rotations, found.particles.shifts, truth.rotations, truth.shifts
     rotation, shift = pose_errors(*given, frame=align_frames(*given, point=point), point=point)
+    assert found.refinement.records[-1].at_rotation_extent == 0.0
     record_property("share within 5 degrees", float((rotation < 5.0).double().mean()))
     record_property("median rotation error (degrees)", float(rotation.median()))
     assert float((rotation < 5.0).double().mean()) > 0.9

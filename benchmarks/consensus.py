@@ -1,53 +1,121 @@
-"""What non-uniform references and a consensus pass are worth: seeds of simulated data, compared in pairs.
+"""What non-uniform references and a consensus pass are worth: simulated data, several seeds, paired.
 
-    python benchmarks/consensus.py OUT [--seeds 0,1,2,3] [--overrides data.box_size=64 ...]
+    OMP_NUM_THREADS=1 python benchmarks/consensus.py --seeds 0,1,2 --particles 600 --snr 0.1
 
-Sweeps `cryosweep run` over simulation seeds, three starts (the poses as they come, a homogeneous and a
-non-uniform consensus of 2 iterations) and two regularisations of the local refinement of the head, and prints
-means and standard deviations of paired differences. A job without extents on the body scores each consensus
-against the body's truth.
+For each seed: three starts (the poses as they come; a homogeneous and a non-uniform consensus of 2 iterations
+under a dynamic mask), each scored on the body, and from each a local refinement of the head with Wiener and
+with non-uniform references. Printed are means over seeds, and means and standard deviations of paired
+differences. Truth FSC areas are from 34 Å to 0.95 of Nyquist under one mask for each domain and seed, cut from
+the start as `scoring=soft` cuts it.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
+import tempfile
+import time
+from collections.abc import Mapping
 from pathlib import Path
 
-STARTS = ("reconstruct", "homogeneous", "nonuniform")
-REGULARISATIONS = ("wiener", "nonuniform")
-HEAD = ("truth/fsc_area", "truth/rotation_error_median", "truth/shift_error_median", "fsc_area/frozen")
-BODY = (
-    "start/truth_fsc_area", "consensus/body_rotation_error_median", "consensus/body_shift_error_median",
-    "start/fsc_area_frozen",
-)  # fmt: skip
-Summary = dict[str, float]
+import torch
+from torch import Tensor
+
+from cryosweep.consensus import DynamicMask, refine_consensus
+from cryosweep.fourier import gaussian_filter
+from cryosweep.io import read_particles
+from cryosweep.io.particles import Particles
+from cryosweep.mask import centre_of_mass, soft_mask, threshold_of
+from cryosweep.reconstruction import HalfMaps, reconstruct_half_maps
+from cryosweep.refinement import RefinementSettings, refine
+from cryosweep.regularisation import Regularisation
+from cryosweep.simulate import DOMAINS, SimulationSettings, Truth, load_ribosome, load_truth, simulate
+from cryosweep.study.assessment import make_ruler, masked_fsc, score_against_truth
+
+CPU = torch.device("cpu")
+KINDS = (Regularisation.wiener, Regularisation.nonuniform)
+METRICS = ("truth FSC area", "GSFSC area", "rotation error (°)", "shift error (Å)")
+Numbers = dict[str, float]
 
 
-def sweep(out: Path, study: str, *overrides: str) -> dict[tuple[str, ...], Summary]:
-    """Run a sweep; the summary of each job by its swept values, in the order of the command line."""
-    command = [sys.executable, "-m", "cryosweep", "run", "-m", *overrides, f"study={study}",
-               f"output_dir={out}", "tracking.enabled=false"]  # fmt: skip
-    subprocess.run(command, check=True)
-    (folder,) = sorted((out / study).glob("sweep_*"))[-1:]
-    found: dict[tuple[str, ...], Summary] = {}
-    for job in folder.glob("[0-9]*"):
-        swept = json.loads((job / "run.json").read_text())["swept"]
-        found[tuple(str(value) for value in swept.values())] = json.loads((job / "summary.json").read_text())
-    return found
+def domain_mask(halves: HalfMaps, truth: Truth, name: str, dilation: float, padding: float) -> Tensor:
+    """Soft mask of a domain's territory in the starting map, as `mask_base=domain` makes it."""
+    base = gaussian_filter(0.5 * (halves.half_a + halves.half_b), sigma=4.0, pixel_size=halves.pixel_size)
+    base = base * (truth.labels == 1 + DOMAINS.index(name))
+    return soft_mask(
+        base, threshold=threshold_of(base, 0.15, unit="fraction"),
+        dilation_radius_px=dilation / halves.pixel_size, soft_padding_width_px=padding / halves.pixel_size,
+    )  # fmt: skip
 
 
-def line(name: str, values: list[float], differences: list[float] | None) -> str:
-    """Mean of values, and of paired differences with their standard deviation."""
-    text = f"  {name:<38} {statistics.mean(values):9.4f}"
-    if differences is None:
-        return text
-    won = sum(each < 0 for each in differences), sum(each > 0 for each in differences)
-    spread = statistics.stdev(differences) if len(differences) > 1 else float("nan")
-    return f"{text}   {statistics.mean(differences):+8.4f} ± {spread:.4f}   {won[0]} below, {won[1]} above"
+def measured(
+    particles: Particles, rotations: Tensor, shifts: Tensor, truth: Truth, name: str, mask: Tensor
+) -> Numbers:
+    """Areas and median errors of one domain at some poses."""
+    maps = reconstruct_half_maps(particles, rotations, shifts, device=CPU)
+    ruler = make_ruler(
+        mask, pixel_size=particles.pixel_size, band_low=34.0, band_high=None, randomisations=1, seed=0
+    )
+    found = score_against_truth(
+        maps, rotations, shifts, domain=load_ribosome().domains[name], truth=truth.domains[name], ruler=ruler
+    )
+    band = slice(ruler.first_shell, ruler.last_shell + 1)
+    values = (
+        found.curve[band].mean(), masked_fsc(maps, mask)[band].mean(),
+        found.rotation_error.median(), found.shift_error.median(),
+    )  # fmt: skip
+    return dict(zip(METRICS, map(float, values), strict=True))
+
+
+def run_seed(settings: SimulationSettings, lowpass: float) -> tuple[dict[str, Numbers], dict[str, Numbers]]:
+    """Numbers of the body for each start, and of the head for each start and regularisation."""
+    body: dict[str, Numbers] = {}
+    head: dict[str, Numbers] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        simulate(settings, Path(scratch), device=CPU)
+        particles, truth = read_particles(Path(scratch) / "particles.star"), load_truth(Path(scratch))
+        given = reconstruct_half_maps(particles, particles.rotations, particles.shifts, device=CPU)
+        ruler = {name: domain_mask(given, truth, name, 0.0, 10.0) for name in ("body", "head")}
+        starts = {"reconstruct": (particles, given)}
+        for kind, name in zip(KINDS, ("homogeneous", "nonuniform"), strict=True):
+            found = refine_consensus(
+                particles, given, mask=DynamicMask(), device=CPU,
+                settings=RefinementSettings(
+                    rotation_extent=10.0, shift_extent=8.0, initial_lowpass=20.0, max_iterations=2,
+                    regularisation=kind,
+                ),
+            )  # fmt: skip
+            starts[name] = found.particles, found.half_maps
+        for start, (posed, halves) in starts.items():
+            body[start] = measured(posed, posed.rotations, posed.shifts, truth, "body", ruler["body"])
+            head[start] = measured(posed, posed.rotations, posed.shifts, truth, "head", ruler["head"])
+            mask = domain_mask(halves, truth, "head", 7.0, 16.0)
+            fulcrum = centre_of_mass(mask).cpu() * posed.pixel_size
+            for kind in KINDS:
+                result = refine(
+                    posed, halves, mask, fulcrum=fulcrum, device=CPU,
+                    settings=RefinementSettings(initial_lowpass=lowpass, regularisation=kind),
+                )  # fmt: skip
+                head[f"{start}, {kind.value}"] = measured(
+                    posed, result.rotations, result.shifts, truth, "head", ruler["head"]
+                )
+    return body, head
+
+
+def table(title: str, base: str, others: tuple[str, ...], runs: list[Mapping[str, Numbers]]) -> None:
+    """Means of `base` and of each other kind, and paired differences from `base`."""
+    print(f"\n{title}")
+    for kind in (base, *others):
+        for metric in METRICS:
+            values = [run[kind][metric] for run in runs]
+            line = f"  {kind:<26} {metric:<20} {statistics.mean(values):7.3f}"
+            differences = [run[kind][metric] - run[base][metric] for run in runs]
+            if kind != base and len(runs) > 1:
+                spread, more = statistics.stdev(differences), sum(each > 0 for each in differences)
+                line += (
+                    f"   {statistics.mean(differences):+.3f} ± {spread:.3f}, higher in {more} of {len(runs)}"
+                )
+            print(line)
 
 
 def main() -> None:
@@ -55,48 +123,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--seeds", default="0,1,2,3")
-    parser.add_argument("--overrides", nargs="*", default=[])
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--particles", type=int, default=600)
+    parser.add_argument("--snr", type=float, default=0.1)
+    parser.add_argument("--box-size", type=int, default=64)
+    parser.add_argument("--pixel-size", type=float, default=5.0)
+    parser.add_argument("--lowpass", type=float, default=15.0, help="of the local refinement, Å")
     given = parser.parse_args()
-    seeds = given.seeds.split(",")
-    common = (f"data.simulation_seed={given.seeds}", *given.overrides)
-    head: dict[tuple[str, str], dict[str, Summary]] = {}
-    body: dict[str, dict[str, Summary]] = {}
-    for start in STARTS:
-        chosen = [f"consensus={start}"] + ["consensus.max_iterations=2"] * (start != "reconstruct")
-        regularisations = "refinement.regularisation=" + ",".join(REGULARISATIONS)
-        jobs = sweep(given.out, f"head_{start}", "experiment=head", regularisations, *chosen, *common)
-        for regularisation in REGULARISATIONS:
-            head[start, regularisation] = {
-                seed: next(s for key, s in jobs.items() if set(key) == {regularisation, seed})
-                for seed in seeds
-            }
-        held = ("search.rotation_extent=0", "search.shift_extent=0", "search.audit=0",
-                "refinement.max_iterations=1", "mask_base.name=body")  # fmt: skip
-        jobs = sweep(given.out, f"body_{start}", *held, *chosen, *common)
-        body[start] = {seed: next(s for key, s in jobs.items() if seed in key) for seed in seeds}
-    print("\nconsensus, scored on the body; differences from `reconstruct`")
-    table("reconstruct", BODY, seeds, body)
-    print("nonuniform from homogeneous")
-    table("homogeneous", BODY, seeds, {name: body[name] for name in STARTS[1:]})
-    for start in STARTS:
-        print(f"\nhead after local refinement, from {start}; differences from wiener")
-        table("wiener", HEAD, seeds, {name: head[start, name] for name in REGULARISATIONS})
-    for regularisation in REGULARISATIONS:
-        print(f"\nhead after local refinement, {regularisation}; differences from reconstruct")
-        table("reconstruct", HEAD, seeds, {start: head[start, regularisation] for start in STARTS})
-
-
-def table(base: str, metrics: tuple[str, ...], seeds: list[str], runs: dict[str, dict[str, Summary]]) -> None:
-    """Print each metric of each kind of run, with paired differences from the kind `base`."""
-    for name, by_seed in runs.items():
-        print(f" {name}")
-        for metric in metrics:
-            values = [by_seed[seed][metric] for seed in seeds]
-            against = [runs[base][seed][metric] for seed in seeds]
-            differences = [a - b for a, b in zip(values, against, strict=True)]
-            print(line(metric, values, None if name == base else differences))
+    torch.set_num_threads(1)
+    began = time.process_time()
+    bodies: list[Mapping[str, Numbers]] = []
+    heads: list[Mapping[str, Numbers]] = []
+    for seed in map(int, given.seeds.split(",")):
+        settings = SimulationSettings(
+            given.particles, box_size=given.box_size, pixel_size=given.pixel_size, snr=given.snr, seed=seed
+        )
+        body, head = run_seed(settings, given.lowpass)
+        bodies.append(body)
+        heads.append(head)
+        print(f"seed {seed}: {time.process_time() - began:.0f} CPU s so far", flush=True)
+    table("body in the consensus", "reconstruct", ("homogeneous", "nonuniform"), bodies)
+    table("body, non-uniform against homogeneous", "homogeneous", ("nonuniform",), bodies)
+    table("head in the consensus", "reconstruct", ("homogeneous", "nonuniform"), heads)
+    for start in ("reconstruct", "homogeneous", "nonuniform"):
+        table(f"head refined from {start}", f"{start}, wiener", (f"{start}, nonuniform",), heads)
+    for kind in KINDS:
+        others = tuple(f"{start}, {kind.value}" for start in ("homogeneous", "nonuniform"))
+        table(f"head refined with {kind.value}, by start", f"reconstruct, {kind.value}", others, heads)
 
 
 if __name__ == "__main__":

@@ -168,7 +168,8 @@ def _mask_of(
     if arguments.mask == "sphere":
         return None
     if arguments.mask == "dynamic":
-        return DynamicMask(*arguments.mask_cut, arguments.mask_starts)
+        level, near, far = arguments.mask_cut
+        return DynamicMask(level, near, far, arguments.mask_starts)
     path = Path(arguments.mask)
     check_file(path)
     mask = read_mask_file(path)

@@ -5,8 +5,8 @@
 For each seed: three starts (the poses as they come; a homogeneous and a non-uniform consensus of 2 iterations
 under a dynamic mask), each scored on the body, and from each a local refinement of the head with Wiener and
 with non-uniform references. Printed are means over seeds, and means and standard deviations of paired
-differences. Truth FSC areas are from 34 Å to 0.95 of Nyquist under one mask for each domain and seed, cut from
-the start as `scoring=soft` cuts it.
+differences. Truth FSC areas are from 34 Å to 0.95 of Nyquist under one mask for each domain and seed, cut
+from the start as `scoring=soft` cuts it.
 """
 
 from __future__ import annotations

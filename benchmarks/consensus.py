@@ -67,8 +67,13 @@ def measured(
     return dict(zip(METRICS, map(float, values), strict=True))
 
 
-def run_seed(settings: SimulationSettings, lowpass: float) -> tuple[dict[str, Numbers], dict[str, Numbers]]:
-    """Numbers of the body for each start, and of the head for each start and regularisation."""
+def run_seed(
+    settings: SimulationSettings, lowpass: float, *, head_only: bool
+) -> tuple[dict[str, Numbers], dict[str, Numbers]]:
+    """Numbers of the body for each start, and of the head for each start and regularisation.
+
+    With `head_only` there is one start, the poses as they come, and all three regularisations.
+    """
     body: dict[str, Numbers] = {}
     head: dict[str, Numbers] = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -77,7 +82,7 @@ def run_seed(settings: SimulationSettings, lowpass: float) -> tuple[dict[str, Nu
         given = reconstruct_half_maps(particles, particles.rotations, particles.shifts, device=CPU)
         ruler = {name: domain_mask(given, truth, name, 0.0, 10.0) for name in ("body", "head")}
         starts = {"reconstruct": (particles, given)}
-        for kind, name in zip(KINDS, ("homogeneous", "nonuniform"), strict=True):
+        for kind, name in () if head_only else zip(KINDS, ("homogeneous", "nonuniform"), strict=True):
             found = refine_consensus(
                 particles, given, mask=DynamicMask(), device=CPU,
                 settings=RefinementSettings(
@@ -91,7 +96,7 @@ def run_seed(settings: SimulationSettings, lowpass: float) -> tuple[dict[str, Nu
             head[start] = measured(posed, posed.rotations, posed.shifts, truth, "head", ruler["head"])
             mask = domain_mask(halves, truth, "head", 7.0, 16.0)
             fulcrum = centre_of_mass(mask).cpu() * posed.pixel_size
-            for kind in KINDS:
+            for kind in Regularisation if head_only else KINDS:
                 result = refine(
                     posed, halves, mask, fulcrum=fulcrum, device=CPU,
                     settings=RefinementSettings(initial_lowpass=lowpass, regularisation=kind),
@@ -129,6 +134,7 @@ def main() -> None:
     parser.add_argument("--box-size", type=int, default=64)
     parser.add_argument("--pixel-size", type=float, default=5.0)
     parser.add_argument("--lowpass", type=float, default=15.0, help="of the local refinement, Å")
+    parser.add_argument("--head-only", action="store_true", help="no consensus, but `none` as well")
     given = parser.parse_args()
     torch.set_num_threads(1)
     began = time.process_time()
@@ -138,10 +144,14 @@ def main() -> None:
         settings = SimulationSettings(
             given.particles, box_size=given.box_size, pixel_size=given.pixel_size, snr=given.snr, seed=seed
         )
-        body, head = run_seed(settings, given.lowpass)
+        body, head = run_seed(settings, given.lowpass, head_only=given.head_only)
         bodies.append(body)
         heads.append(head)
         print(f"seed {seed}: {time.process_time() - began:.0f} CPU s so far", flush=True)
+    if given.head_only:
+        others = tuple(f"reconstruct, {kind}" for kind in ("none", "nonuniform"))
+        table("head refined from reconstruct", "reconstruct, wiener", others, heads)
+        return
     table("body in the consensus", "reconstruct", ("homogeneous", "nonuniform"), bodies)
     table("body, non-uniform against homogeneous", "homogeneous", ("nonuniform",), bodies)
     table("head in the consensus", "reconstruct", ("homogeneous", "nonuniform"), heads)

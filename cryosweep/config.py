@@ -44,7 +44,16 @@ class Regularisation(StrEnum):
     """How the half-maps are filtered before they serve as references."""
 
     wiener = auto()
+    nonuniform = auto()
     none = auto()
+
+
+class ConsensusMask(StrEnum):
+    """What a consensus refinement aligns under."""
+
+    dynamic = auto()
+    sphere = auto()
+    file = auto()
 
 
 class BandFrom(StrEnum):
@@ -140,6 +149,34 @@ class ConsensusFiles(ConsensusConfig):
     half_a: str
     half_b: str
     kind: str = "files"
+
+
+@dataclass
+class HomogeneousConsensus(ConsensusConfig):
+    """Half-maps and poses of a refinement of the whole particles, one filter for the whole map."""
+
+    start: str | None
+    rotation_extent: float
+    shift_extent: float
+    rotation_prior: float | None
+    shift_prior: float | None
+    max_iterations: int
+    initial_lowpass: float
+    max_resolution: float | None
+    mask: ConsensusMask
+    mask_path: str | None
+    mask_level: float
+    mask_near: float
+    mask_far: float
+    mask_starts: float
+    kind: str = "homogeneous"
+
+
+@dataclass
+class NonuniformConsensus(HomogeneousConsensus):
+    """The same, each place of the map filtered for itself."""
+
+    kind: str = "nonuniform"
 
 
 @dataclass
@@ -410,7 +447,7 @@ class JobConfig:
 
 SCHEMAS: dict[str, tuple[type, ...]] = {
     "data": (SimulatedData, RelionData),
-    "consensus": (ReconstructedConsensus, ConsensusFiles),
+    "consensus": (ReconstructedConsensus, ConsensusFiles, HomogeneousConsensus, NonuniformConsensus),
     "mask_base": (DomainBase, FileBase, ConsensusBase, RegionsBase),
     "mask": (SoftMask, MaskFile),
     "scoring": (SoftScoring, ScoringFile),
@@ -484,6 +521,7 @@ def faults(config: JobConfig) -> list[str]:
         *_top_faults(config),
         *_kind_faults(config),
         *_data_faults(config.data),
+        *_consensus_faults(config),
         *_base_faults(config),
         *_mask_faults("mask", config.mask),
         *_scoring_faults(config),
@@ -570,6 +608,45 @@ def _data_faults(data: DataConfig) -> list[str]:
     if not data.defocus_max >= data.defocus_min:
         found.append(
             f"data.defocus_max={data.defocus_max:g}: must be from data.defocus_min={data.defocus_min:g} Å up"
+        )
+    return found
+
+
+def _consensus_faults(config: JobConfig) -> list[str]:
+    chosen = config.consensus
+    if not isinstance(chosen, HomogeneousConsensus):
+        return []
+    found = [
+        *_range("consensus.rotation_extent", chosen.rotation_extent, 0, 180, unit="degrees"),
+        *_range("consensus.shift_extent", chosen.shift_extent, 0, unit="Å"),
+        *_range("consensus.rotation_prior", chosen.rotation_prior, 0, bound="above", unit="degrees"),
+        *_range("consensus.shift_prior", chosen.shift_prior, 0, bound="above", unit="Å"),
+        *_range("consensus.max_iterations", chosen.max_iterations, 1, 100),
+        *_range("consensus.initial_lowpass", chosen.initial_lowpass, 0, bound="above", unit="Å"),
+        *_range("consensus.max_resolution", chosen.max_resolution, 0, bound="above", unit="Å"),
+        *_range("consensus.mask_level", chosen.mask_level, 0, 0.99, bound="above"),
+        *_range("consensus.mask_near", chosen.mask_near, 0, unit="Å"),
+        *_range("consensus.mask_far", chosen.mask_far, 0, bound="above", unit="Å"),
+        *_range("consensus.mask_starts", chosen.mask_starts, 0, bound="above", unit="Å"),
+        *_nyquist_faults(
+            config,
+            (
+                ("consensus.initial_lowpass", chosen.initial_lowpass),
+                ("consensus.max_resolution", chosen.max_resolution),
+            ),
+        ),
+    ]
+    if not chosen.mask_near < chosen.mask_far:
+        found.append(
+            f"consensus.mask_far={chosen.mask_far:g}: must be above "
+            f"consensus.mask_near={chosen.mask_near:g} Å"
+        )
+    if chosen.mask is ConsensusMask.file and chosen.mask_path is None:
+        found.append("consensus.mask=file: give the mask as consensus.mask_path")
+    if chosen.mask is not ConsensusMask.file and chosen.mask_path is not None:
+        found.append(
+            f"consensus.mask_path={chosen.mask_path}: is read with consensus.mask=file only, and it is "
+            f"{chosen.mask.value}"
         )
     return found
 

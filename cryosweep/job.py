@@ -20,6 +20,7 @@ from torch import Tensor
 from cryosweep import config as schemas
 from cryosweep import diagnostics
 from cryosweep.config import JobConfig, parse_length, parse_memory
+from cryosweep.consensus import DynamicMask, automatic_mask, consensus_curves, refine_consensus
 from cryosweep.fourier import gaussian_filter
 from cryosweep.fulcrum import contact_radius, interface
 from cryosweep.io.maps import SAME_PIXEL_SIZE, Map, read_map, read_mask, write_map
@@ -42,6 +43,7 @@ from cryosweep.refinement import (
     last_common_shell,
     refine,
 )
+from cryosweep.regularisation import Regularisation
 from cryosweep.resolution import FscCurves, crossing
 from cryosweep.search import ExtentShape
 from cryosweep.segmentation import (
@@ -55,7 +57,16 @@ from cryosweep.segmentation import (
     touching,
 )
 from cryosweep.sharpening import apply_b_factor, sharpen
-from cryosweep.simulate import DOMAINS, SimulationSettings, Truth, load_ribosome, load_truth, simulate
+from cryosweep.simulate import (
+    DOMAINS,
+    SimulationSettings,
+    Truth,
+    align_frames,
+    load_ribosome,
+    load_truth,
+    pose_errors,
+    simulate,
+)
 from cryosweep.study.assessment import (
     OWN_CURVES,
     Ruler,
@@ -76,7 +87,8 @@ from cryosweep.tracking import Tracker
 
 # Raise one when what its stage makes changes: results kept under the old number are then made anew.
 SIMULATION_VERSION = 1
-CONSENSUS_VERSION = 1
+CONSENSUS_VERSION = 2
+REFINED_CONSENSUS_VERSION = 1
 
 # More of the removed density than this in the subtracted images' own map means a failed subtraction.
 TOLERABLE_SHADOW = 0.1
@@ -98,10 +110,21 @@ class _Data:
 
 @dataclass(frozen=True)
 class _Start:
-    """Half-maps to begin with and the Å coordinates (x, y, z) of their first voxel."""
+    """What the consensus leaves: where the refinement begins.
 
+    Attributes:
+        particles: with the poses of the consensus.
+        half_maps: at those poses, or files.
+        origin: Å coordinates (x, y, z) of their first voxel.
+        curves: the five FSC curves under a mask round everything, one row a shell.
+        metrics: numbers about the consensus, by name.
+    """
+
+    particles: Particles
     half_maps: HalfMaps
     origin: tuple[float, float, float]
+    curves: pd.DataFrame
+    metrics: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -133,11 +156,15 @@ def check_job(config: JobConfig) -> list[str]:
         if particles is not None:
             box = particles.box_size, particles.pixel_size
             limit = 2.0 * particles.pixel_size
-            if config.refinement.initial_lowpass < limit:
-                found.append(
-                    f"refinement.initial_lowpass={config.refinement.initial_lowpass:g}: lies beyond Nyquist "
-                    f"({limit:g} Å at the pixel size of {config.data.star}); give a coarser resolution"
-                )
+            first = {"refinement.initial_lowpass": config.refinement.initial_lowpass}
+            if isinstance(config.consensus, schemas.HomogeneousConsensus):
+                first["consensus.initial_lowpass"] = config.consensus.initial_lowpass
+            found += [
+                f"{key}={value:g}: lies beyond Nyquist ({limit:g} Å at the pixel size of "
+                f"{config.data.star}); give a coarser resolution"
+                for key, value in first.items()
+                if value < limit
+            ]
     for path in _map_files(config):
         volume = _attempt(found, lambda path=path: _read_volume(path))
         if volume is not None and box is not None:
@@ -178,8 +205,8 @@ def run_job(config: JobConfig, folder: Path, tracker: Tracker, progress: Progres
     device = _device(config.compute.device)
     store = Store(Path(config.output_dir) / "stages")
     data = _load_data(config, store, device, progress)
-    particles = data.particles
     start = _starting_maps(config, data, store, device, progress)
+    particles = start.particles
     base = _mask_base(config, data, start, device)
     mask = _aligning_mask(config, base, particles, device)
     ruler = _ruler(config, base, particles, device)
@@ -218,6 +245,7 @@ def run_job(config: JobConfig, folder: Path, tracker: Tracker, progress: Progres
     start_curve = masked_fsc(start.half_maps, ruler.mask)
     truth, start_truth = _truth_scores(config, data, start, half_maps, result, ruler)
     summary = _summary(scored, start_curve, truth, start_truth, result, ruler, mask, particles)
+    summary |= start.metrics
     summary |= _subtraction_metrics(images, particles, half_maps, result, ruler, device, progress)
     made, findings = _postprocess(config.postprocessing, folder, half_maps, scored, mask, start)
     summary |= made
@@ -230,6 +258,7 @@ def run_job(config: JobConfig, folder: Path, tracker: Tracker, progress: Progres
     _write_volumes(folder, half_maps, scored, start, start_curve, mask, ruler, images.rest)
     curves = curve_table(scored, start_curve, truth, start_truth)
     _write_tables(folder, particles, result, curves, truth, start_truth)
+    start.curves.to_csv(folder / "consensus_fsc.csv", index=False, float_format="%.6f")
     _draw(folder, scored, result, mask, fulcrum, settings, particles.pixel_size)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     record_run(
@@ -324,7 +353,7 @@ def _file_state(path: Path) -> str:
 def _map_files(config: JobConfig) -> list[str]:
     """Every map that the configuration names."""
     chosen = (config.consensus, config.mask_base, config.mask, config.scoring, config.subtraction)
-    names = ("half_a", "half_b", "path", "label")
+    names = ("half_a", "half_b", "path", "label", "start", "mask_path")
     found = [getattr(group, name, None) for group in chosen for name in names]
     return [*(path for path in found if path is not None), *getattr(config.fulcrum, "parts", ())]
 
@@ -376,23 +405,127 @@ def _volume_like(path: str, particles: Particles, device: torch.device) -> Tenso
 def _starting_maps(
     config: JobConfig, data: _Data, store: Store, device: torch.device, progress: Progress
 ) -> _Start:
-    particles = data.particles
-    if isinstance(config.consensus, schemas.ConsensusFiles):
-        paths = (config.consensus.half_a, config.consensus.half_b)
-        halves = [_volume_like(path, particles, device) for path in paths]
-        return _Start(HalfMaps(halves[0], halves[1], particles.pixel_size), _read_volume(paths[0]).origin)
+    """Poses and half-maps of the consensus, its curves, and its errors where the truth is known."""
+    particles, chosen = data.particles, config.consensus
+    if isinstance(chosen, schemas.ConsensusFiles):
+        paths = (chosen.half_a, chosen.half_b)
+        a, b = (_volume_like(path, particles, device) for path in paths)
+        half_maps = HalfMaps(a, b, particles.pixel_size)
+        curves = consensus_curves(half_maps, automatic_mask(half_maps), seed=config.seed)
+        origin = _read_volume(paths[0]).origin
+        metrics = _consensus_metrics(curves, data, particles)
+        return _Start(particles, half_maps, origin, _consensus_table(curves), metrics)
 
     def make(folder: Path) -> None:
         progress.start(len(particles), "reconstructing the starting maps")
         maps = reconstruct_half_maps(
             particles, particles.rotations, particles.shifts, device=device, advance=progress.advance
         )
-        for name, half in zip(("half_a", "half_b"), maps.pair, strict=True):
-            write_map(folder / f"{name}.mrc", half.cpu(), pixel_size=particles.pixel_size)
+        _write_consensus(folder, particles, maps, automatic_mask(maps))
 
-    folder = store.get("consensus", CONSENSUS_VERSION, {}, [data.key], make)
-    a, b = (read_map(folder / f"{name}.mrc").data.to(device) for name in ("half_a", "half_b"))
-    return _Start(HalfMaps(a, b, particles.pixel_size), (0.0, 0.0, 0.0))
+    if isinstance(chosen, schemas.HomogeneousConsensus):
+        folder = _refined_consensus(config, chosen, data, store, device, progress)
+    else:
+        folder = store.get("consensus", CONSENSUS_VERSION, {}, [data.key], make)
+    a, b, mask = (read_map(folder / f"{name}.mrc").data.to(device) for name in ("half_a", "half_b", "mask"))
+    with np.load(folder / "poses.npz") as poses:
+        rotations, shifts = (torch.from_numpy(poses[name]) for name in ("rotations", "shifts"))
+    particles = replace(particles, rotations=rotations, shifts=shifts)
+    half_maps = HalfMaps(a, b, particles.pixel_size)
+    curves = consensus_curves(half_maps, mask, seed=config.seed)
+    metrics = _consensus_metrics(curves, data, particles)
+    return _Start(particles, half_maps, (0.0, 0.0, 0.0), _consensus_table(curves), metrics)
+
+
+def _write_consensus(folder: Path, particles: Particles, half_maps: HalfMaps, mask: Tensor) -> None:
+    """Maps, mask and poses of a consensus; the poses to the last bit, which a STAR file does not hold."""
+    for name, volume in (("half_a", half_maps.half_a), ("half_b", half_maps.half_b), ("mask", mask)):
+        write_map(folder / f"{name}.mrc", volume.cpu(), pixel_size=half_maps.pixel_size)
+    np.savez(folder / "poses.npz", rotations=particles.rotations.numpy(), shifts=particles.shifts.numpy())
+
+
+def _refined_consensus(
+    config: JobConfig, chosen: schemas.HomogeneousConsensus, data: _Data, store: Store,
+    device: torch.device, progress: Progress,
+) -> Path:  # fmt: skip
+    """The stage of a refinement of the whole particles; jobs that agree on it share it."""
+    files = [path for path in (chosen.start, chosen.mask_path) if path is not None]
+    inputs = [data.key, *(digest_file(Path(path)) for path in files)]
+    particles = data.particles
+    settings = RefinementSettings(
+        rotation_extent=chosen.rotation_extent,
+        shift_extent=chosen.shift_extent,
+        rotation_prior=chosen.rotation_prior,
+        shift_prior=chosen.shift_prior,
+        max_iterations=chosen.max_iterations,
+        initial_lowpass=chosen.initial_lowpass,
+        max_resolution=chosen.max_resolution,
+        regularisation=Regularisation.nonuniform if chosen.kind == "nonuniform" else Regularisation.wiener,
+        seed=config.seed,
+    )
+
+    def make(folder: Path) -> None:
+        if chosen.start is not None:
+            map = _volume_like(chosen.start, particles, device)
+            start = HalfMaps(map, map, particles.pixel_size)
+        else:
+            progress.start(len(particles), "reconstructing the first maps of the consensus")
+            start = reconstruct_half_maps(
+                particles, particles.rotations, particles.shifts, device=device, advance=progress.advance
+            )
+        progress.start(len(particles) * (2 + settings.max_iterations), "refining the consensus")
+        found = refine_consensus(
+            particles, start, mask=_consensus_mask(chosen, particles, device), settings=settings,
+            device=device, memory_budget=parse_memory(config.compute.memory_budget), advance=progress.advance,
+        )  # fmt: skip
+        progress.note(
+            f"consensus: {len(found.refinement.records)} iterations, {found.refinement.stop.value}; median "
+            f"change {float(found.refinement.rotation_change.median()):.1f}°, "
+            f"{float(found.refinement.shift_change.median()):.1f} Å"
+        )
+        _write_consensus(folder, found.particles, found.half_maps, found.mask)
+        records = [asdict(record) for record in found.refinement.records]
+        pd.DataFrame(records)[list(_ITERATION_COLUMNS)].to_csv(folder / "iterations.csv", index=False)
+        write_particles(
+            particles, folder / "particles.star",
+            rotations=found.particles.rotations, shifts=found.particles.shifts,
+        )  # fmt: skip
+
+    # files count by what is in them, not by where they lie
+    choices = {name: value for name, value in asdict(chosen).items() if name not in ("start", "mask_path")}
+    return store.get("refined_consensus", REFINED_CONSENSUS_VERSION, choices, inputs, make)
+
+
+def _consensus_mask(
+    chosen: schemas.HomogeneousConsensus, particles: Particles, device: torch.device
+) -> Tensor | DynamicMask | None:
+    if chosen.mask is schemas.ConsensusMask.file:
+        assert chosen.mask_path is not None
+        return _checked_mask(chosen.mask_path, particles, device)
+    if chosen.mask is schemas.ConsensusMask.sphere:
+        return None
+    return DynamicMask(chosen.mask_level, chosen.mask_near, chosen.mask_far, chosen.mask_starts)
+
+
+def _consensus_table(curves: FscCurves) -> pd.DataFrame:
+    """The five curves and the randomised one, one row a shell."""
+    names = ("frequency", *OWN_CURVES[:-1], "randomised", "corrected")
+    table = pd.DataFrame({name: getattr(curves, name).cpu().numpy() for name in names})
+    table.insert(0, "shell", np.arange(len(table)))
+    return table
+
+
+def _consensus_metrics(curves: FscCurves, data: _Data, particles: Particles) -> dict[str, float]:
+    """Resolution (Å) of the whole at 0.143 under each mask, and the errors of the body's poses if known."""
+    found = {f"consensus/{name}_0143": value for name, value in _crossings(curves).items()}
+    if data.truth is not None:
+        point, truth = load_ribosome().domains["body"].centre_of_mass, data.truth.domains["body"].poses
+        for prefix, given in (("body", particles), ("body_file", data.particles)):
+            poses = given.rotations, given.shifts, truth.rotations, truth.shifts
+            rotation, shift = pose_errors(*poses, frame=align_frames(*poses, point=point), point=point)
+            found[f"consensus/{prefix}_rotation_error_median"] = float(rotation.median())
+            found[f"consensus/{prefix}_shift_error_median"] = float(shift.median())
+    return found
 
 
 # ---- masks and fulcrum ----
@@ -757,7 +890,7 @@ def _settings(config: JobConfig) -> RefinementSettings:
         max_iterations=loop.max_iterations,
         initial_lowpass=loop.initial_lowpass,
         max_resolution=loop.max_resolution,
-        regularise=loop.regularisation is schemas.Regularisation.wiener,
+        regularisation=Regularisation(loop.regularisation.value),
         correct_for_mask=loop.band_from is schemas.BandFrom.corrected,
         marginalise=loop.marginalise,
         compile=config.compute.compile,
@@ -791,7 +924,7 @@ def _truth_scores(
         return None, None
     name = config.mask_base.name
     domain, truth = load_ribosome().domains[name], data.truth.domains[name]
-    particles = data.particles
+    particles = start.particles
     return (
         score_against_truth(
             half_maps, result.rotations, result.shifts, domain=domain, truth=truth, ruler=ruler

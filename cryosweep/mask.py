@@ -193,6 +193,32 @@ def soft_edge(region: Tensor, width_px: float, *, dtype: torch.dtype = torch.flo
     return _raised_cosine(_distance_within(region, width_px) / width_px).to(dtype)
 
 
+def near_far_mask(
+    region: Tensor, *, near_px: float, far_px: float, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Mask that is 1 up to `near_px` from a region and falls to 0 at `far_px` along a raised cosine.
+
+    Both distances count from the region itself, as CryoSPARC's near and far parameters do; `soft_mask` counts
+    its edge from the dilated region instead.
+
+    Args:
+        region: (d, d, d) bool.
+        near_px: >= 0.
+        far_px: above `near_px`.
+        dtype: of the result.
+
+    Returns:
+        (d, d, d) in [0, 1].
+
+    Raises:
+        ValueError: not 0 <= `near_px` < `far_px`.
+    """
+    if not 0 <= near_px < far_px:
+        raise ValueError(f"a mask needs 0 <= near < far, not {near_px:g} and {far_px:g} px")
+    distance = _distance_within(region, far_px)
+    return _raised_cosine((distance - near_px) / (far_px - near_px)).to(dtype)
+
+
 def spherical_mask(
     box_size: int,
     *,

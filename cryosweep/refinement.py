@@ -16,7 +16,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import torch
@@ -50,6 +50,7 @@ from cryosweep.reconstruction import (
     weigh_shells,
     wiener,
 )
+from cryosweep.regularisation import NonuniformSettings, Regularisation, nonuniform
 from cryosweep.resolution import crossing, fsc, mask_corrected_fsc
 from cryosweep.search import (
     MISSED,
@@ -93,6 +94,7 @@ SETTLED_SHARE = 0.1
 # Least number of particles audited, and the share of them that may be missed before it is said.
 LEAST_FOR_AUDIT = 8
 TOLERABLE_SHORTFALL = 0.03
+NONUNIFORM = NonuniformSettings()
 # Fewer images of an optics group in a half-set than this give no noise spectrum of their own.
 LEAST_FOR_NOISE = 50
 
@@ -123,7 +125,7 @@ class RefinementSettings:
         max_iterations: limit.
         initial_lowpass: Å, low-pass of the first reference and first band.
         max_resolution: Å, finest band ever used for alignment, or None for Nyquist.
-        regularise: filter the loop's references by their SSNR (else only low-pass them at the band).
+        regularisation: of the loop's references: none (a low-pass at the band), by SSNR, or non-uniform.
         audit: share of the particles, at least 8, searched exhaustively in the last iteration; 0: none.
         seed: of the choice of those particles.
         correct_for_mask: take band and SSNR from the FSC less what the mask makes of it (else with it).
@@ -141,7 +143,7 @@ class RefinementSettings:
     max_iterations: int = 5
     initial_lowpass: float = 12.0
     max_resolution: float | None = None
-    regularise: bool = True
+    regularisation: Regularisation = Regularisation.wiener
     correct_for_mask: bool = True
     compile: bool = False
     marginalise: bool = True
@@ -343,6 +345,7 @@ def refine(
     memory_budget: float = math.inf,
     advance: Callable[[int], None] | None = None,
     on_iteration: Callable[[IterationRecord], None] | None = None,
+    remask: Callable[[HalfMaps, float], Tensor | None] | None = None,
 ) -> Refinement:
     """Refine the poses of one domain.
 
@@ -356,6 +359,9 @@ def refine(
         memory_budget: bytes; prepared images beyond it live in a memory-mapped temporary file.
         advance: called with numbers of particles as they are done: prepared once, searched per iteration.
         on_iteration: called after each iteration.
+        remask: called after each iteration with its unfiltered half-maps, on the cropped grid, and the
+            resolution (Å) that they reach; what it returns, on that grid, is the mask from then on; None
+            keeps the last. Crop and search grids stay those of `mask`.
     """
     pixel_size = particles.pixel_size
     compiled = settings.compile and can_compile(device)
@@ -457,9 +463,14 @@ def refine(
                 stop = Stop.SETTLED
                 break
             band = min(max(reached + 1, least_coarse), grid.last_shell, last_shell)
-            volumes = _next_volumes(
-                sums, steering, band, n * pixel_size / grid.size, regularise=settings.regularise
-            )
+            voxel = n * pixel_size / grid.size
+            if remask is not None:
+                reached_to = record.resolution_corrected if settings.correct_for_mask else record.resolution
+                made = remask(HalfMaps(halves[0], halves[1], voxel), reached_to)
+                if made is not None:
+                    grid = replace(grid, mask=made)
+                    domain = replace(domain, mask=resample_cube(made, n).clamp(0.0, 1.0))
+            volumes = _next_volumes(sums, steering, band, voxel, regularisation=settings.regularisation)
             if settings.recentre:
                 anchor = poses
         covariance = posterior_covariance(curvature, poses, space)
@@ -759,14 +770,22 @@ def _first_volumes(
 
 
 def _next_volumes(
-    sums: tuple[FourierSums, FourierSums], curve: Tensor, band: int, pixel_size: float, *, regularise: bool
-) -> list[Tensor]:
-    """References of the next iteration, one for each half-set from its own sums."""
-    if regularise:
+    sums: tuple[FourierSums, FourierSums], curve: Tensor, band: int, pixel_size: float, *,
+    regularisation: Regularisation,
+) -> list[Tensor]:  # fmt: skip
+    """References of the next iteration, one for each half-set from its own sums.
+
+    The non-uniform filter takes its map of cut-offs from both halves, as the Wiener filter takes its SSNR.
+    """
+    if regularisation is Regularisation.wiener:
         ssnr = ssnr_of_fsc(curve, last_shell=band)[: sums[0].shell_weight.numel()]
         return [wiener(half, ssnr.to(half.weight.dtype)) for half in sums]
     resolution = sums[0].box_size * pixel_size / band
-    return [low_pass(unfiltered(half), resolution=resolution, pixel_size=pixel_size) for half in sums]
+    halves = [unfiltered(half) for half in sums]
+    if regularisation is Regularisation.nonuniform and resolution < NONUNIFORM.coarsest:
+        filtered = nonuniform(*halves, pixel_size=pixel_size, finest=resolution, settings=NONUNIFORM)
+        return [filtered.half_a, filtered.half_b]
+    return [low_pass(half, resolution=resolution, pixel_size=pixel_size) for half in halves]
 
 
 def _record(
@@ -782,6 +801,8 @@ def _record(
     rotation_reach = space.shape.size(turn(new, anchor))
     shift_reach = space.shape.size(residual_shift(new, anchor, space.lever_px))
     size = 2 * (gsfsc.numel() - 1)  # of the working grid, which is even
+    # half a turn is no limit: nothing lies beyond it
+    rotation_limit = space.rotation_extent if space.rotation_extent < math.pi else 0.0
     masked, less_mask = (
         crossing(curve, FSC_THRESHOLD, box_size=size, pixel_size=domain.crop_size * pixel_size / size)
         for curve in (gsfsc, corrected)
@@ -797,7 +818,7 @@ def _record(
         rotation_change_median=float(change.median()),
         shift_change_median=float(shift.median()),
         moved_median=float(moved.median()),
-        at_rotation_extent=_share_at(rotation_reach, space.rotation_extent),
+        at_rotation_extent=_share_at(rotation_reach, rotation_limit),
         at_shift_extent=_share_at(shift_reach, space.shift_extent_px),
         log_posterior=log_posterior,
         marginalised=marginalised,

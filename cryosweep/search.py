@@ -36,6 +36,7 @@ from cryosweep.likelihood import (
     log_likelihood_quadratic,
 )
 from cryosweep.projector import Reference, slices
+from cryosweep.shared_grid import best_on_shared_grid
 
 # Samples worked on at a time: large enough to amortise a call, small enough to stay in cache.
 SAMPLES_PER_CHUNK = 2**18
@@ -47,9 +48,6 @@ CONVERGED = 0.01
 # An update of the curvature that hangs on a difference of gradients this small (as the cosine between it and
 # the step, in units of the posterior's width) would be made of rounding.
 LEAST_COSINE = 1e-3
-# Peaks of the grid taken on: those within the margin, in log-posterior, of the highest.
-MOST_STARTS = 25
-GRID_MARGIN = 4.0
 # Two starts whose images differ at the rim by less than this share of the band's period share an optimum.
 SAME_OPTIMUM = 0.25
 # Signal energy (mean of `sum W |S|^2`) at which a grid can tell the right pose from the best of some hundred
@@ -61,6 +59,9 @@ FINEST_GRID = 1.25
 # Poses that far below the best of an exhaustive search count as missed.
 MISSED = 1.0
 AUDIT_STEP_RAD = math.radians(6.0)
+# From this rotation extent on the grid is shared: about a tenth of all orientations lie within it, which is
+# what a slice for each particle costs more than a slice for all.
+SHARED_FROM_RAD = math.radians(70.0)
 # An extent of zero (rad, px) that can still be divided by.
 _NO_EXTENT = 1e-4
 
@@ -151,6 +152,8 @@ class SearchPlan:
         stages: from the coarsest band to the finest.
         mask_radius_px: of the domain, which turns angles into movements.
         compiled: whether the steps are taken by the compiled kernel (`cryosweep.kernels`; float32).
+        shared: (r, 3, 3) rotations of a grid that all particles share, used in place of `vectors`, or None.
+        shared_step: rad, distance of neighbours in it.
     """
 
     coarse_shell: int
@@ -160,6 +163,8 @@ class SearchPlan:
     stages: tuple[Stage, ...]
     mask_radius_px: float
     compiled: bool
+    shared: Tensor | None = None
+    shared_step: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -233,15 +238,24 @@ def plan_search(
     """
     period_px = box_size / coarse_shell
     rotation_step = min(max(period_px / (2.0 * mask_radius_px), math.radians(3.0)), math.radians(15.0))
+    shifts = shift_grid(space.shift_extent_px, period_px / 4.0, shape=space.shape, dtype=dtype, device=device)
+    middle = round(math.sqrt(coarse_shell * band_shell))
+    if shares_grid(space):
+        vectors = rotation_grid(math.pi, rotation_step, shape=ExtentShape.norm, dtype=dtype, device=device)
+        # among all orientations the coarse band decides less: more starts, and apart from each other
+        stages = (Stage(coarse_shell, 16, 2), Stage(middle, 6, 3), Stage(band_shell, 2, 10))
+        none = torch.zeros(len(vectors), 1, dtype=torch.long, device=device)
+        return SearchPlan(
+            coarse_shell, vectors, none, shifts, stages, mask_radius_px, compiled,
+            rotation_from_vector(vectors), rotation_step,
+        )  # fmt: skip
     vectors = rotation_grid(
         space.rotation_extent, rotation_step, shape=space.shape, dtype=dtype, device=device
     )
-    shifts = shift_grid(space.shift_extent_px, period_px / 4.0, shape=space.shape, dtype=dtype, device=device)
-    middle = round(math.sqrt(coarse_shell * band_shell))
     stages = (
-        Stage(coarse_shell, 5, 1),
-        Stage(middle, 3, 2, margin=4.0),
-        Stage(band_shell, 2, 10, margin=1.0),
+        Stage(coarse_shell, starts=5, iterations=1),
+        Stage(middle, starts=3, iterations=2, margin=4.0),
+        Stage(band_shell, starts=2, iterations=10, margin=1.0),
     )
     return SearchPlan(coarse_shell, vectors, _neighbours(vectors), shifts, stages, mask_radius_px, compiled)
 
@@ -264,6 +278,17 @@ def informative_shell(
     enough = (by_shell >= ENOUGH_ENERGY).nonzero()
     first = plane.max_shell if enough.numel() == 0 else int(enough[0])
     return min(max(first, least), round(FINEST_GRID * least), plane.max_shell)
+
+
+def shares_grid(space: SearchSpace) -> bool:
+    """Whether extents are so wide that one grid over all orientations serves every particle best.
+
+    Not where a lever would move each rotation's shifts by more than the grid ignores, and not for wide
+    extents per axis, whose corners no angle tells.
+    """
+    wide = space.rotation_extent >= SHARED_FROM_RAD
+    by_angle = space.shape is ExtentShape.norm or space.rotation_extent >= math.pi
+    return wide and by_angle and float(space.lever_px.norm()) <= 1.0
 
 
 def turn(poses: Poses, anchor: Poses) -> Tensor:
@@ -398,8 +423,9 @@ def search_shortfall(
 ) -> Tensor:  # fmt: skip
     """(n,) log-posterior by which an exhaustive search does better than what `plan` has found; 0 at least.
 
-    Exhaustive: eight starts from a grid of 6 degrees and from the pose found, all of them kept to the last
-    band and polished there for ten steps. The other arguments are those of `search_poses`.
+    Exhaustive: eight starts (32 where the grid is shared) from a grid of 6 degrees and from the pose found,
+    all of them kept to the last band and polished there for ten steps. The other arguments are those of
+    `search_poses`.
     """
     last = plan.stages[-1].shell
     vectors = rotation_grid(
@@ -407,7 +433,17 @@ def search_shortfall(
         device=plan.vectors.device,
     )  # fmt: skip
     stages = (Stage(plan.coarse_shell, 8, 4), Stage(last, 8, 10))
-    exhaustive = replace(plan, vectors=vectors, neighbours=_neighbours(vectors), stages=stages)
+    shared = None
+    if plan.shared is not None:
+        vectors = rotation_grid(
+            math.pi, AUDIT_STEP_RAD, shape=ExtentShape.norm, dtype=vectors.dtype, device=vectors.device
+        )
+        stages = (Stage(plan.coarse_shell, 32, 4), Stage(last, 32, 10))
+        shared = rotation_from_vector(vectors)
+    exhaustive = replace(
+        plan, vectors=vectors, neighbours=_neighbours(vectors) if shared is None else plan.neighbours,
+        stages=stages, shared=shared, shared_step=AUDIT_STEP_RAD,
+    )  # fmt: skip
     best = search_poses(
         reference, plane, images=images, weights=weights, anchor=anchor, current=found.poses, space=space,
         plan=exhaustive,
@@ -425,6 +461,18 @@ def _coarse_starts(
     for, scores are minus infinity.
     """
     count, samples = images.shape[0], plane.k.shape[0]
+    if plan.shared is not None:
+        shift_prior = plan.shifts_px.new_zeros(len(plan.shifts_px))
+        if space.shift_prior_px is not None:
+            shift_prior = -plan.shifts_px.square().sum(-1) / (2 * space.shift_prior_px**2)
+        found = best_on_shared_grid(
+            reference, plane, images=images[:, :samples], weights=weights[:, :samples],
+            rotations=plan.shared, step=plan.shared_step, base_shifts_px=anchor.shifts_px,
+            grid_shifts_px=plan.shifts_px, shift_log_prior=shift_prior, anchors=anchor.rotations,
+            rotation_extent=space.rotation_extent, rotation_prior=space.rotation_prior, keep=keep,
+        )  # fmt: skip
+        rotations, shifts = found
+        return Poses(rotations, shifts), torch.zeros_like(shifts[..., 0])
     grid = rotation_from_vector(plan.vectors)
     keep = min(keep, grid.shape[0])
     rotations = images.new_empty(count, keep, 3, 3, dtype=plane.k.dtype)

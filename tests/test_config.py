@@ -100,8 +100,8 @@ def test_memory() -> None:
 def test_every_file_of_conf_is_counted() -> None:
     """A file that no test below composes would be noticed here; hydra/ holds the two logging files."""
     files = [path.relative_to(conf_folder()) for path in conf_folder().rglob("*.yaml")]
-    assert len(files) == 37
-    assert len(OPTIONS) == 34
+    assert len(files) == 39
+    assert len(OPTIONS) == 36
     assert {str(path) for path in files if path.parts[0] == "hydra"} == {
         "hydra/hydra_logging/cryosweep.yaml",
         "hydra/job_logging/cryosweep.yaml",
@@ -263,6 +263,11 @@ def valid(option: str) -> DictConfig:
         ("", "scoring.band_high=40", "must be a finer resolution (fewer Å) than scoring.band_low=34 Å"),
         ("", "scoring.randomisations=0", "scoring.randomisations=0: must be from 1"),
         ("fulcrum=px", "fulcrum.position=[1,2]", "must be three numbers [x,y,z]"),
+        ("consensus=homogeneous", "consensus.rotation_extent=181", "must be from 0 degrees up to 180"),
+        ("consensus=nonuniform", "consensus.mask_far=6", "must be above consensus.mask_near=6 Å"),
+        ("consensus=nonuniform", "consensus.mask=file", "give the mask as consensus.mask_path"),
+        ("consensus=homogeneous", "consensus.mask_path=a.mrc", "is read with consensus.mask=file only"),
+        ("consensus=homogeneous", "consensus.initial_lowpass=2", "lies beyond Nyquist"),
         (
             "fulcrum=px",
             "fulcrum.position=[175,175,35]",

@@ -11,6 +11,7 @@ import mrcfile
 import numpy as np
 import pandas as pd
 import pytest
+import starfile
 import torch
 import yaml
 
@@ -18,6 +19,7 @@ from cryosweep import composition, file_commands, job
 from cryosweep.file_commands import fsc
 from cryosweep.fourier import gaussian_filter, high_pass, low_pass
 from cryosweep.fulcrum import interface
+from cryosweep.geometry import angle_between
 from cryosweep.io import read_map, read_marker, read_particles, write_map
 from cryosweep.mask import (
     centre_of_mass,
@@ -32,6 +34,7 @@ from cryosweep.mask import (
     union,
 )
 from cryosweep.reconstruction import HalfMaps, reconstruct_half_maps
+from cryosweep.regularisation import NonuniformSettings, nonuniform
 from cryosweep.resolution import crossing, five_curves
 from cryosweep.resolution import fsc as correlate
 from cryosweep.simulate import SimulationSettings, simulate
@@ -53,6 +56,7 @@ SIMULATE = (
     3,
 )
 MASK = ("mask", "--threshold", 0.3, "--dilation-radius", "1.5px", "--soft-padding-width", "20A")
+FIVE_CURVES = ("none", "spherical", "loose", "tight", "randomised", "corrected")
 CONF = Path(__file__).parents[1] / "conf"
 
 
@@ -286,7 +290,8 @@ def test_a_point_is_one_in_three_frames(here: Path, capsys: pytest.CaptureFixtur
         (config,) = composition.make_plan([*command[2:-1], *simulated], multirun=False).jobs
         half_maps = HalfMaps(*(torch.zeros(2, BOX, BOX, BOX).unbind()), PIXEL)
         particles = argparse.Namespace(pixel_size=PIXEL, box_size=BOX)
-        point = job._fulcrum(config, half_maps.half_a, job._Start(half_maps, ORIGIN), particles)
+        start = job._Start(particles, half_maps, ORIGIN, pd.DataFrame(), {})
+        point = job._fulcrum(config, half_maps.half_a, start, particles)
         torch.testing.assert_close(point, centre, rtol=0, atol=0.005 * PIXEL)
 
 
@@ -381,14 +386,99 @@ def test_half_maps_are_those_of_the_library(
         assert torch.equal(made.data, half)
         assert made.pixel_size == PIXEL
     table = pd.read_csv(here / "run_fsc.csv")
-    assert list(table) == ["shell", "frequency", "none", "spherical"]
+    assert list(table) == ["shell", "frequency", *FIVE_CURVES]
     curve = correlate(*expected.pair)
+    mask = read_map(here / "run_mask.mrc").data
+    tight = correlate(*(half * mask for half in expected.pair))
+    np.testing.assert_allclose(table["tight"], tight, atol=1e-6)
     np.testing.assert_allclose(table["none"], curve, atol=1e-6)
     np.testing.assert_allclose(table["frequency"], np.arange(BOX // 2 + 1) / (BOX * PIXEL), atol=1e-6)
     said = capsys.readouterr().out
     at = [crossing(curve, threshold, box_size=BOX, pixel_size=PIXEL) for threshold in (0.143, 0.5)]
     assert re.search(rf"^none +<?{at[0]:.2f} Å +<?{at[1]:.2f} Å$", said, re.M)
     assert "40 particles, 20 and 20 in the half sets" in said
+
+
+def test_half_maps_under_a_given_mask(
+    simulated: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The five curves of `reconstruct --mask` are those that `fsc --mask` gives of its half-maps."""
+    write_map(here / "ball.mrc", spherical_mask(BOX, outer_px=20, inner_px=14), pixel_size=PIXEL)
+    given = (simulated / "particles.star", "--mask", "ball.mrc")
+    assert run("reconstruct", *given, "-o", "masked", "--seed", 3) == 0
+    assert not (here / "masked_mask.mrc").exists()
+    said = capsys.readouterr().out.splitlines()
+    run("fsc", "masked_half_a.mrc", "masked_half_b.mrc", "--mask", "ball.mrc", "-o", "again.csv", "--seed", 3)
+    pd.testing.assert_frame_equal(pd.read_csv(here / "again.csv"), pd.read_csv(here / "masked_fsc.csv"))
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) == 7
+    assert told == said[-7:]
+
+
+# ---- consensus ----
+
+
+def test_consensus_leaves_what_goes_on(
+    simulated: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--iterations", 1, "--initial-lowpass", 20, "--mask-starts", 40, "--device", "cpu")
+    assert run("consensus", simulated / "particles.star", "-o", "c", "--nonuniform", *arguments) == 0
+    names = {path.name for path in (here / "c").iterdir()}
+    assert names == {
+        "half_a.mrc", "half_b.mrc", "map.mrc", "mask.mrc", "particles.star", "fsc.csv", "iterations.csv",
+        "fsc.png", "slices.png", "pose_changes.png",
+    }  # fmt: skip
+    assert "1 iterations" in capsys.readouterr().out
+    refined, given = (
+        read_particles(here / "c" / "particles.star"),
+        read_particles(simulated / "particles.star"),
+    )
+    assert refined.stacks[0].resolve() == given.stacks[0].resolve()
+    assert torch.equal(refined.half_sets, given.half_sets)
+    turned = torch.rad2deg(angle_between(refined.rotations, given.rotations))
+    assert 0.0 < float(turned.max()) <= 10.0 + 1e-3
+    # the half-maps are those of the poses in the STAR file, the curves those of the half-maps
+    again = reconstruct_half_maps(refined, refined.rotations, refined.shifts, device=torch.device("cpu"))
+    half = read_map(here / "c" / "half_a.mrc").data
+    assert float((again.half_a - half).abs().max()) < 1e-3 * float(half.abs().max())
+    run("fsc", "c/half_a.mrc", "c/half_b.mrc", "--mask", "c/mask.mrc", "-o", "again.csv")
+    pd.testing.assert_frame_equal(pd.read_csv(here / "again.csv"), pd.read_csv(here / "c" / "fsc.csv"))
+    assert list(pd.read_csv(here / "c" / "iterations.csv")["iteration"]) == [1]
+
+
+def test_consensus_from_a_table_without_angles(simulated: Path, here: Path) -> None:
+    """All orientations are searched, from a map; without either it says what is needed."""
+    table = starfile.read(simulated / "particles.star", always_dict=True)
+    drop = ["rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi", "rlnOriginXAngst", "rlnOriginYAngst"]
+    table["particles"] = table["particles"].drop(columns=drop)
+    starfile.write(table, here / "lost.star")
+    start = ("consensus", "lost.star", "--image-folder", simulated, "-o", "c", "--iterations", 1,
+             "--initial-lowpass", 40, "--map", simulated / "truth_body.mrc")  # fmt: skip
+    with unchanged(here), pytest.raises(ValueError, match="give --rotation-extent 180 and a --map"):
+        run(*start)
+    with unchanged(here), pytest.raises(ValueError, match=r"rlnAngleRot.* are needed and absent"):
+        run("reconstruct", "lost.star", "--image-folder", simulated, "-o", "run")
+    assert run(*start, "--rotation-extent", 180, "--mask", "sphere") == 0
+    assert "rlnAngleRot" in read_particles(here / "c" / "particles.star").table
+
+
+# ---- regularise ----
+
+
+def test_regularise_is_the_library(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("regularise", "half_a.mrc", "half_b.mrc", "-o", "nu", "--finest", 12, "--window", 1.5) == 0
+    a, b = (read_map(here / f"half_{name}.mrc") for name in "ab")
+    settings = NonuniformSettings(window=1.5)
+    found = nonuniform(a.data, b.data, pixel_size=a.pixel_size, finest=12.0, settings=settings)
+    made = {name: read_map(here / f"nu_{name}.mrc") for name in ("half_a", "half_b", "map", "cutoff")}
+    assert torch.equal(made["half_a"].data, found.half_a)
+    assert torch.equal(made["half_b"].data, found.half_b)
+    assert torch.equal(made["map"].data, 0.5 * (found.half_a + found.half_b))
+    assert torch.equal(made["cutoff"].data, found.cutoff)
+    assert made["map"].origin == a.origin
+    said = capsys.readouterr().out
+    assert "no FSC may be taken from them" in said
+    assert re.search(r"^cut-offs in the box: median \d+\.\d Å", said, re.M)
 
 
 def test_options_of_the_particle_file_are_handed_on(
@@ -652,6 +742,12 @@ def test_half_maps_that_do_not_belong_are_refused(simulated: Path, here: Path) -
             ("fsc", "half_a.mrc", "half_b.mrc", "-o", "f.csv", "--mask", "map.mrc", "--seed", -1),
             "^--seed -1: must",
         ),
+        (("regularise", "half_a.mrc", "half_a.mrc", "-o", "nu"), "both half maps are this file"),
+        (("regularise", "half_a.mrc", "ball.mrc", "-o", "nu"), r"^ball\.mrc has 24 px of 2 Å"),
+        (("regularise", "half_a.mrc", "half_b.mrc", "-o", "nu", "--finest", 60), "no finer than --coarsest"),
+        (("regularise", "half_a.mrc", "half_b.mrc", "-o", "nu", "--cutoffs", 1), "2 cut-offs or more"),
+        (("consensus", "text.star", "-o", "c"), "one table of particles"),
+        (("consensus", "text.star", "-o", "c", "--rotation-extent", 200), "^--rotation-extent 200: must be"),
         ((*SIMULATE, "-o", "."), r"^\. is not empty; .*--overwrite"),
         ((*SIMULATE, "-o", "map.mrc"), r"^map\.mrc is a file"),
         ((*SIMULATE, "-o", "no/new"), "the folder no does not exist"),
@@ -694,7 +790,10 @@ def test_a_failed_write_leaves_none_of_the_files(
         run("reconstruct", simulated / "particles.star", "-o", "run")
 
 
-@pytest.mark.parametrize("command", ["mask", "volume", "fulcrum", "reconstruct", "fsc", "simulate"])
+@pytest.mark.parametrize(
+    "command",
+    ["mask", "volume", "fulcrum", "reconstruct", "consensus", "regularise", "fsc", "simulate"],
+)
 def test_help_fits_a_screen_and_its_example_is_accepted(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

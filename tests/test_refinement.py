@@ -22,6 +22,7 @@ from cryosweep.mask import centre_of_mass, spherical_mask
 from cryosweep.projector import make_reference, project, slices
 from cryosweep.reconstruction import HalfMaps, reconstruct_half_maps
 from cryosweep.refinement import Audit, RefinementSettings, Stop, crop_size_for, last_common_shell, refine
+from cryosweep.regularisation import Regularisation
 from cryosweep.resolution import fsc
 from cryosweep.search import (
     ExtentShape,
@@ -205,9 +206,20 @@ def test_extents_of_zero_leave_the_poses_and_count_nobody_at_a_limit(scene):
 
 def test_loop_fsc_is_bit_equal_with_regularisation_on_or_off(scene):
     """The first iteration sees the same references, so its FSC may not know about any filter."""
-    on = run(scene, max_iterations=1, regularise=True)
-    off = run(scene, max_iterations=1, regularise=False)
-    assert torch.equal(on.records[0].gsfsc, off.records[0].gsfsc)
+    first, *others = (run(scene, max_iterations=1, regularisation=kind) for kind in Regularisation)
+    assert len(others) == 2
+    for other in others:
+        assert torch.equal(first.records[0].gsfsc, other.records[0].gsfsc)
+        assert torch.equal(first.records[0].gsfsc_corrected, other.records[0].gsfsc_corrected)
+
+
+def test_regularisation_decides_the_next_references(scene):
+    """From the second iteration on; otherwise the test above would prove nothing."""
+    poses = [run(scene, max_iterations=2, regularisation=kind).rotations for kind in Regularisation]
+    assert not torch.equal(poses[0], poses[1])
+    assert not torch.equal(poses[1], poses[2])
+    errors = [float(rotation_errors(scene, rotations).median()) for rotations in poses]
+    assert max(errors) < 7.0  # all of them work; seen below
 
 
 def test_half_sets_share_one_number_a_shell_and_nothing_else(scene, tmp_path, monkeypatch):

@@ -9,11 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cryosweep.file_commands import (
+    consensus,
     fsc,
     fulcrum,
     local_resolution,
     mask,
     reconstruct,
+    regularise,
     segment,
     sharpen,
     simulate,
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
     from cryosweep.commands import Commands
 
 COMMANDS = (
-    segment, mask, volume, fulcrum, subtract, reconstruct, fsc, sharpen, local_resolution, simulate
+    consensus, segment, mask, volume, fulcrum, subtract, reconstruct, regularise, fsc, sharpen,
+    local_resolution, simulate,
 )  # fmt: skip
 
 

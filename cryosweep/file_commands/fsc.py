@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -86,7 +86,7 @@ def fsc(arguments: argparse.Namespace) -> int:
         )
     )
     if found is not None:
-        say(_about_randomisation(found))
+        say(about_randomisation(found))
     return 0
 
 
@@ -100,7 +100,8 @@ def curves_without_mask(half_a: Tensor, half_b: Tensor) -> dict[str, Tensor]:
     return {"none": correlate(half_a, half_b), "spherical": correlate(half_a * sphere, half_b * sphere)}
 
 
-def _about_randomisation(curves: FscCurves) -> str:
+def about_randomisation(curves: FscCurves) -> str:
+    """From which shell on phases were random, and what that means for the corrected curve."""
     first, last = curves.randomised_from, curves.none.numel() - 1
     said = f"phases random from shell {first} ({curves.box_size * curves.pixel_size / first:.2f} Å)"
     if first == 1:
@@ -135,6 +136,13 @@ def write_curves(path: Path, curves: Mapping[str, Tensor], box_size: int, pixel_
     table.insert(0, "frequency", table.index.to_numpy() / (box_size * pixel_size))
     table.insert(0, "shell", table.index.to_numpy())
     table.to_csv(path, index=False, float_format="%.6f")
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write rows that share their keys as CSV."""
+    import pandas as pd
+
+    pd.DataFrame(list(rows)).to_csv(path, index=False)
 
 
 def _draw_curves(

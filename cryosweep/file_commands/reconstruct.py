@@ -12,14 +12,20 @@ from cryosweep.file_commands import fsc
 from cryosweep.file_commands.shared import (
     add_device,
     add_output,
-    check_file,
+    add_particles,
     check_outputs,
+    check_particle_grid,
     chosen_device,
+    read_mask_file,
+    read_particle_file,
+    seeded,
     shown_progress,
 )
 
 if TYPE_CHECKING:
     from cryosweep.commands import Commands
+
+CURVES = ("none", "spherical", "loose", "tight", "randomised", "corrected")
 
 
 def add_parser(commands: Commands) -> None:
@@ -27,83 +33,70 @@ def add_parser(commands: Commands) -> None:
     parser = add_command(
         commands,
         "reconstruct",
-        "reconstruct both half maps at the poses of a STAR file",
+        "reconstruct both half maps at the poses of a STAR file, with their five FSC curves",
         "cryosweep reconstruct run_data.star -o recon/run --image-folder Extract/job012",
     )
-    parser.add_argument("star", type=Path, help="particles with poses and CTF parameters (RELION STAR file)")
+    add_particles(parser)
     add_output(
         parser,
-        "PREFIX of PREFIX_half_a.mrc, PREFIX_half_b.mrc (unfiltered) and PREFIX_fsc.csv",
+        "PREFIX of PREFIX_half_a.mrc, PREFIX_half_b.mrc (unfiltered), PREFIX_mask.mrc and PREFIX_fsc.csv",
         metavar="PREFIX",
     )
     parser.add_argument(
-        "--image-folder",
-        type=Path,
-        metavar="FOLDER",
-        help="folder of the image stacks (default: looked for from the STAR file upwards)",
+        "--mask", type=Path, help="mask (MRC) of the tight curve (default: cut from the map, and written)"
     )
-    parser.add_argument(
-        "--ctf-damping",
-        choices=["relion", "absolute", "none"],
-        default="relion",
-        help="what B-factor and scale columns do to the CTF (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--half-set-seed",
-        type=int,
-        default=0,
-        metavar="N",
-        help="of the split where the file has no rlnRandomSubset (default: %(default)s)",
-    )
+    parser.add_argument("--seed", type=int, default=0, help="of the random phases (default: %(default)s)")
     add_device(parser)
     parser.set_defaults(function=reconstruct)
 
 
 def reconstruct(arguments: argparse.Namespace) -> int:
-    """Write unfiltered half maps and their FSC; print what resolution they reach.
+    """Write unfiltered half maps and their FSC curves; print what resolution they reach.
 
     Raises:
         ValueError: the particles cannot be used, or an output exists.
     """
+    from cryosweep.consensus import automatic_mask, consensus_curves
     from cryosweep.io.maps import replacing, write_map
-    from cryosweep.io.particles import read_particles
-    from cryosweep.reconstruction import reconstruct_half_maps
+    from cryosweep.reconstruction import HalfMaps, reconstruct_half_maps
 
     prefix: Path = arguments.output
-    outputs = [prefix.with_name(prefix.name + end) for end in ("_half_a.mrc", "_half_b.mrc", "_fsc.csv")]
-    check_outputs(outputs, [arguments.star], overwrite=arguments.overwrite)
+    ends = ["_half_a.mrc", "_half_b.mrc", "_fsc.csv"] + ["_mask.mrc"] * (arguments.mask is None)
+    outputs = [prefix.with_name(prefix.name + end) for end in ends]
+    inputs = [path for path in (arguments.star, arguments.mask) if path is not None]
+    check_outputs(outputs, inputs, overwrite=arguments.overwrite)
     device = chosen_device(arguments.device)
-    check_file(arguments.star)
-    try:
-        particles = read_particles(
-            arguments.star,
-            image_folder=arguments.image_folder,
-            half_set_seed=arguments.half_set_seed,
-            ctf_damping=arguments.ctf_damping,
-        )
-    except ValueError as error:
-        raise ValueError(_as_flags(str(error))) from error
-    for note in particles.notes:
-        say(f"note: {_as_flags(note)}")
+    seeded(arguments.seed)
+    particles = read_particle_file(arguments)
+    pixel_size, box_size = particles.pixel_size, particles.box_size
+    given = None
+    if arguments.mask is not None:
+        given = read_mask_file(arguments.mask)
+        check_particle_grid(arguments.mask, given, particles)
     with shown_progress() as progress:
         progress.start(len(particles), "reconstructing")
-        half_maps = reconstruct_half_maps(
+        made = reconstruct_half_maps(
             particles, particles.rotations, particles.shifts, device=device, advance=progress.advance
         )
-    a, b = (half.cpu() for half in half_maps.pair)
-    curves = fsc.curves_without_mask(a, b)
+        progress.start(1, "correlating")
+        half_maps = HalfMaps(made.half_a.cpu(), made.half_b.cpu(), pixel_size)
+        mask = automatic_mask(half_maps) if given is None else given.data
+        found = consensus_curves(half_maps, mask, seed=arguments.seed)
+    curves = {name: getattr(found, name) for name in CURVES}
     with ExitStack() as stack:
         files = [stack.enter_context(replacing(path)) for path in outputs]
-        for path, half in zip(files, (a, b), strict=False):
-            write_map(path, half, pixel_size=particles.pixel_size)
-        fsc.write_curves(files[2], curves, particles.box_size, particles.pixel_size)
+        for path, half in zip(files, half_maps.pair, strict=False):
+            write_map(path, half, pixel_size=pixel_size)
+        fsc.write_curves(files[2], curves, box_size, pixel_size)
+        if given is None:
+            write_map(files[3], mask, pixel_size=pixel_size)
     counts = [int((particles.half_sets == half).sum()) for half in (0, 1)]
-    say(f"{outputs[0]}, {outputs[1]}: {particles.box_size} px of {particles.pixel_size:g} Å")
-    say(f"{len(particles)} particles, {counts[0]} and {counts[1]} in the half sets; curves in {outputs[2]}\n")
-    say(fsc.crossing_table(curves, particles.box_size, particles.pixel_size))
+    say(f"{outputs[0]}, {outputs[1]}: {box_size} px of {pixel_size:g} Å")
+    say(f"{len(particles)} particles, {counts[0]} and {counts[1]} in the half sets; curves in {outputs[2]}")
+    if given is None:
+        share = float((mask > 0.5).double().mean())
+        say(f"{outputs[3]}: the mask of the tight curve, {100 * share:.1f} % of the box")
+    shown = {name: curve for name, curve in curves.items() if name != "randomised"}
+    say("\n" + fsc.crossing_table(shown, box_size, pixel_size))
+    say(fsc.about_randomisation(found))
     return 0
-
-
-def _as_flags(text: str) -> str:
-    """What readers say about configuration keys, in terms of the options of `reconstruct`."""
-    return text.replace("data.ctf_damping=", "--ctf-damping ").replace("data.image_folder", "--image-folder")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from cryosweep.io.maps import Map
+    from cryosweep.io.particles import Particles
     from cryosweep.progress import Progress
 
 Vector = tuple[float, float, float]
@@ -55,6 +56,60 @@ def add_output(parser: argparse.ArgumentParser, help: str, *, metavar: str = "FI
     """Add the output and the permission to replace it."""
     parser.add_argument("-o", "--output", type=Path, required=True, metavar=metavar, help=help)
     parser.add_argument("--overwrite", action="store_true", help="replace what exists already")
+
+
+def add_particles(parser: argparse.ArgumentParser) -> None:
+    """Add a STAR file and how it is to be read."""
+    parser.add_argument("star", type=Path, help="particles with poses and CTF parameters (RELION STAR file)")
+    parser.add_argument(
+        "--image-folder",
+        type=Path,
+        metavar="DIR",
+        help="of the image stacks (default: looked for from the STAR file upwards)",
+    )
+    parser.add_argument(
+        "--ctf-damping",
+        choices=["relion", "absolute", "none"],
+        default="relion",
+        metavar="HOW",
+        help="B-factors, scales in the CTF: relion, absolute or none (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--half-set-seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of the split where the file has no rlnRandomSubset (default: %(default)s)",
+    )
+
+
+def read_particle_file(arguments: argparse.Namespace, *, poses_needed: bool = True) -> Particles:
+    """The particles that the arguments of `add_particles` name, with what is odd about them said.
+
+    Raises:
+        ValueError: they cannot be used, in terms of the options of the command.
+    """
+    from cryosweep.io.particles import read_particles
+
+    check_file(arguments.star)
+    try:
+        particles = read_particles(
+            arguments.star,
+            image_folder=arguments.image_folder,
+            half_set_seed=arguments.half_set_seed,
+            ctf_damping=arguments.ctf_damping,
+            poses_needed=poses_needed,
+        )
+    except ValueError as error:
+        raise ValueError(_as_flags(str(error))) from error
+    for note in particles.notes:
+        say(f"note: {_as_flags(note)}")
+    return particles
+
+
+def _as_flags(text: str) -> str:
+    """What readers say about configuration keys, in terms of options."""
+    return text.replace("data.ctf_damping=", "--ctf-damping ").replace("data.image_folder", "--image-folder")
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -204,6 +259,16 @@ def check_plot(path: Path | None) -> None:
         raise ValueError(f"--plot {path}: the name must end in {', '.join(PLOT_SUFFIXES)}")
 
 
+def check_particle_grid(path: Path, map: Map, particles: Particles) -> None:
+    """Refuse a map that does not lie on the grid of the particles."""
+    size = int(map.data.shape[-1])
+    if size != particles.box_size or abs(map.pixel_size / particles.pixel_size - 1.0) > SAME_PIXEL_SIZE:
+        raise ValueError(
+            f"{path}: has {size} px of {map.pixel_size:g} Å, the particles {particles.box_size} px of "
+            f"{particles.pixel_size:g} Å; bring the map on their grid first"
+        )
+
+
 def check_outputs(outputs: Sequence[Path], inputs: Sequence[Path], *, overwrite: bool) -> None:
     """Refuse names that cannot be written to, that hold something, or that are read."""
     for number, path in enumerate(outputs):
@@ -232,7 +297,9 @@ def filling(folder: Path, *, overwrite: bool) -> Generator[Path]:
     if not is_new and any(folder.iterdir()) and not overwrite:
         raise ValueError(f"{folder} is not empty; give another folder, or --overwrite to replace files in it")
     folder.mkdir(exist_ok=True)
-    making = Path(tempfile.mkdtemp(prefix=".making_", dir=folder))
+    # beside the folder and as deep, so that paths relative to it stay right when its files move in
+    beside = folder.resolve()
+    making = Path(tempfile.mkdtemp(prefix=f".making_{beside.name}_", dir=beside.parent))
     try:
         yield making
         for path in making.iterdir():

@@ -116,6 +116,7 @@ def read_particles(
     image_folder: Path | None = None,
     half_set_seed: int = 0,
     ctf_damping: CtfDamping = "relion",
+    poses_needed: bool = True,
 ) -> Particles:
     """Particles of a RELION STAR file, with or without a table of optics groups.
 
@@ -129,6 +130,7 @@ def read_particles(
         ctf_damping: what `rlnCtfBfactor` and `rlnCtfScalefactor` do: "relion" takes them as RELION does, and
             refuses negative B-factors, which would amplify; "absolute" damps by |B| (Warp and M write
             negative values and mean damping); "none" ignores both.
+        poses_needed: refuse a table without angles; otherwise all of them are 0, which is noted.
 
     Raises:
         FileNotFoundError: no such STAR file.
@@ -137,7 +139,8 @@ def read_particles(
     """
     block, table, optics_table, notes = _read_tables(path)
     where = f"{path}, block data_{block}"
-    _require(table, ("rlnImageName", *_ANGLES, *_DEFOCUS), where)
+    has_poses = poses_needed or any(label in table.columns for label in _ANGLES)
+    _require(table, ("rlnImageName", *(_ANGLES if has_poses else ()), *_DEFOCUS), where)
     if optics_table is None:
         microscope, group, microscope_where = table, np.arange(len(table)), where
     else:
@@ -147,7 +150,10 @@ def read_particles(
     _refuse_other_images(microscope, group, microscope_where)
     pixel_size = _star_pixel_size(microscope, group, microscope_where, has_optics=optics_table is not None)
     optics, optics_notes = _optics(table, where, microscope, group, microscope_where, ctf_damping)
-    angles = np.stack([_numbers(table, name, where) for name in _ANGLES], axis=-1)
+    # where angles are needed their columns are there
+    angles = np.stack([_numbers(table, name, where, default=0.0) for name in _ANGLES], axis=-1)
+    if not has_poses:
+        notes = (*notes, f"{where}: no angles, so every particle begins at angles of 0.")
     half_sets, half_set_notes = _half_sets(table, where, half_set_seed)
     not_applied = _aberrations_not_applied(table, microscope)
 

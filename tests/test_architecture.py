@@ -21,7 +21,7 @@ LINES: tuple[tuple[str, ...], ...] = (
     ("io",),
     ("search", "reconstruction"),
     ("refinement", "simulate"),
-    ("diagnostics", "tracking", "progress"),
+    ("diagnostics", "tracking", "progress", "study.statistics"),
     ("study.store", "study.assessment", "study.comparison"),
     ("study.report",),
     ("study.sweep",),
@@ -40,7 +40,7 @@ NUMERICAL = LINES[: LINES.index(("refinement", "simulate")) + 1]
 
 # What is not torch, numpy or the standard library belongs to these modules alone.
 OWNERS: dict[str, tuple[str, ...]] = {
-    "scipy": ("mask", "resolution", "simulate", "study.comparison"),
+    "scipy": ("mask", "resolution", "simulate", "study.statistics", "study.comparison"),
     "mrcfile": ("io.maps", "io.particles"),
     "starfile": ("io.particles",),
     "pandas": (

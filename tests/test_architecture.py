@@ -19,7 +19,7 @@ LINES: tuple[tuple[str, ...], ...] = (
     ("io.maps", "io.markers", "projector"),
     ("io.particles", "likelihood"),
     ("io",),
-    ("search", "reconstruction"),
+    ("search", "reconstruction", "selection"),
     ("refinement", "simulate"),
     ("diagnostics", "tracking", "progress", "study.statistics"),
     ("study.store", "study.assessment", "study.comparison"),
@@ -138,7 +138,7 @@ def test_every_library_is_a_declared_dependency() -> None:
 
 def test_numerical_code_knows_no_configuration_tracking_or_figures() -> None:
     modules = [module for line in NUMERICAL for module in line]
-    assert len(modules) == 15
+    assert len(modules) == 16
     for module in modules:
         assert imported(module)[1].isdisjoint(
             {"hydra", "omegaconf", "mlflow", "matplotlib", "plotly", "tqdm"}

@@ -239,20 +239,30 @@ def jackknife_areas(
 ) -> Tensor:
     """(blocks,) FSC area under the ruler's mask with each block of particles left out, at fixed poses.
 
-    Particle i belongs to block i mod `blocks`, so runs on the same particles leave out the same ones and
-    their differences can be paired.
+    The particles of each half set are dealt into blocks in their order, so runs on the same particles and
+    half sets leave out the same ones and their differences can be paired.
 
     Args:
         particles: n particles.
         rotations: (n, 3, 3).
         shifts: (n, 2) Å.
         ruler: mask and band.
-        blocks: at least 2.
+        blocks: 2 to the number of particles in the smaller half set.
         device: where to work.
         advance: called with the number of particles done since the last call; each counts twice.
+
+    Raises:
+        ValueError: there are too few particles for so many blocks.
     """
+    smaller = int(torch.bincount(particles.half_sets, minlength=2).min())
+    if not 2 <= blocks <= smaller:
+        raise ValueError(f"{blocks} blocks cannot be left out of half sets of {smaller} particles; give 2 or more, "
+                         "and no more than there are particles")
     whole = half_map_sums(particles, rotations, shifts, device=device, advance=advance)
-    block_of = torch.arange(len(particles)) % blocks
+    block_of = torch.empty(len(particles), dtype=torch.int64)
+    for half in (0, 1):
+        rows = particles.half_sets == half
+        block_of[rows] = torch.arange(int(rows.sum())) % blocks
     areas: list[float] = []
     for block in range(blocks):
         rows = (block_of == block).nonzero().squeeze(-1)

@@ -486,7 +486,9 @@ def _selection_faults(config: JobConfig) -> list[str]:
         *_range("data.group", data.group, 0, max(data.groups, 1) - 1, remedy="raise data.groups"),
     ]
     if data.subset is not None and data.subset > 1.0 and data.subset != round(data.subset):
-        found.append(f"data.subset={data.subset:g}: above 1 it is a whole number of particles, up to 1 a share")
+        found.append(
+            f"data.subset={data.subset:g}: above 1 it is a whole number of particles, up to 1 a share"
+        )
     if data.resplit and isinstance(config.consensus, ConsensusFiles):
         found.append(
             "data.resplit=true: the half maps of consensus=files hold the old half sets, so each half would "

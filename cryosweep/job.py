@@ -59,6 +59,7 @@ from cryosweep.tracking import Tracker
 # Raise one when what its stage makes changes: results kept under the old number are then made anew.
 SIMULATION_VERSION = 1
 CONSENSUS_VERSION = 1
+STAGE_VERSIONS = {"simulation": SIMULATION_VERSION, "consensus": CONSENSUS_VERSION}
 
 # A Gaussian of this share of a resolution leaves a tenth of the amplitude there: smooth enough for a mask.
 SMOOTHING_PER_LOWPASS = 1.0 / 3.0
@@ -262,9 +263,7 @@ def _select(data: _Data, chosen: schemas.DataConfig) -> _Data:
         except ValueError as error:
             raise ValueError(f"data.subset={chosen.subset}, data.groups={chosen.groups}: {error}") from error
         particles, truth = particles.take(rows), None if truth is None else truth.take(rows)
-        told.append(
-            f"subset {chosen.subset} seed {chosen.subset_seed} group {chosen.group}/{chosen.groups}"
-        )
+        told.append(f"subset {chosen.subset} seed {chosen.subset_seed} group {chosen.group}/{chosen.groups}")
     if chosen.resplit or (some and drawn):
         halves = random_halves(len(particles), seed=chosen.half_set_seed)
         note = f"the half sets were drawn anew (data.half_set_seed={chosen.half_set_seed})."
@@ -689,6 +688,24 @@ def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def inputs_of(config: JobConfig) -> dict[str, str]:
+    """Digest of every input file of a job; simulated particles are what the configuration says.
+
+    Raises:
+        ValueError: the particles cannot be read.
+    """
+    fulcrum = config.fulcrum
+    named = [
+        *_map_files(config),
+        *([fulcrum.path] if isinstance(fulcrum, schemas.FulcrumMarker) and fulcrum.path else []),
+    ]
+    found = {path: digest_file(Path(path)) for path in named}
+    if isinstance(config.data, schemas.RelionData):
+        found[config.data.star] = digest_file(Path(config.data.star))
+        found |= {str(stack): _file_state(stack) for stack in _read_relion(config.data).stacks}
+    return found
 
 
 def _inputs(config: JobConfig, particles: Particles) -> dict[str, str]:

@@ -252,9 +252,7 @@ class Truth:
     def take(self, index: Tensor) -> Truth:
         """The truth about the particles at `index` (k,), in that order."""
         domains = {
-            name: replace(
-                truth, poses=Poses(truth.poses.rotations[index], truth.poses.shifts[index])
-            )
+            name: replace(truth, poses=Poses(truth.poses.rotations[index], truth.poses.shifts[index]))
             for name, truth in self.domains.items()
         }
         return replace(self, domains=domains)

@@ -32,7 +32,9 @@ BOX, PIXEL_SIZE = 48, 7.0
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Particles, Truth, Ruler]:
     folder = tmp_path_factory.mktemp("simulated")
-    simulate(SimulationSettings(particles=300, box_size=BOX, pixel_size=PIXEL_SIZE, snr=0.2), folder, device=CPU)
+    simulate(
+        SimulationSettings(particles=300, box_size=BOX, pixel_size=PIXEL_SIZE, snr=0.2), folder, device=CPU
+    )
     truth = load_truth(folder)
     particles = read_particles(folder / "particles.star")
     poses = truth.domains["head"].poses
@@ -40,7 +42,10 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Particles, Trut
     base = gaussian_filter(start.half_a + start.half_b, sigma=6.0, pixel_size=PIXEL_SIZE)
     base = base * (truth.labels == 1 + DOMAINS.index("head"))
     mask = soft_mask(
-        base, threshold=threshold_of(base, 0.15, unit="fraction"), dilation_radius_px=0, soft_padding_width_px=2
+        base,
+        threshold=threshold_of(base, 0.15, unit="fraction"),
+        dilation_radius_px=0,
+        soft_padding_width_px=2,
     )
     ruler = make_ruler(mask, pixel_size=PIXEL_SIZE, band_low=60.0, band_high=None, randomisations=1, seed=0)
     return particles, truth, ruler
@@ -84,13 +89,13 @@ def test_it_is_the_likelihood_of_a_plain_loop(simulated: tuple[Particles, Truth,
     particles, truth, ruler = simulated
     poses = truth.domains["head"].poses
     half_maps = reconstruct_half_maps(particles, poses.rotations, poses.shifts, device=CPU)
-    found = held_out_log_likelihood(
-        particles, poses.rotations, poses.shifts, half_maps, ruler, device=CPU
-    )
+    found = held_out_log_likelihood(particles, poses.rotations, poses.shifts, half_maps, ruler, device=CPU)
     plane = half_plane(BOX, max_shell=ruler.last_shell, dtype=torch.float64, device="cpu")
     every = torch.arange(len(particles))
     images = spectrum_of_images(particles.images(every).double(), plane)
-    transfer = contrast_transfer(particles.optics.to(dtype=torch.float64, device="cpu"), plane.k / (BOX * PIXEL_SIZE))
+    transfer = contrast_transfer(
+        particles.optics.to(dtype=torch.float64, device="cpu"), plane.k / (BOX * PIXEL_SIZE)
+    )
     power = images.abs().square()
     expected = np.zeros(len(particles))
     for half, other in ((0, half_maps.half_b), (1, half_maps.half_a)):
@@ -121,7 +126,9 @@ def test_a_map_of_noise_explains_nothing(
     assert float(real.mean()) > 10.0 * abs(float(found.mean()))
 
 
-def test_the_grey_scale_and_a_filter_of_the_map_do_not_count(simulated: tuple[Particles, Truth, Ruler]) -> None:
+def test_the_grey_scale_and_a_filter_of_the_map_do_not_count(
+    simulated: tuple[Particles, Truth, Ruler],
+) -> None:
     particles, truth, ruler = simulated
     poses = truth.domains["head"].poses
     maps = reconstruct_half_maps(particles, poses.rotations, poses.shifts, device=CPU)
@@ -133,6 +140,7 @@ def test_the_grey_scale_and_a_filter_of_the_map_do_not_count(simulated: tuple[Pa
     assert torch.allclose(first, second, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_jackknife_leaves_one_block_out_and_foretells_the_scatter(
     tmp_path: Path, simulated: tuple[Particles, Truth, Ruler], record_property: Record
 ) -> None:
@@ -154,9 +162,7 @@ def test_jackknife_leaves_one_block_out_and_foretells_the_scatter(
     observed: list[float] = []
     for seed in range(1, 13):
         folder = tmp_path / str(seed)
-        settings = SimulationSettings(
-            particles=300, box_size=BOX, pixel_size=PIXEL_SIZE, snr=0.2, seed=seed
-        )
+        settings = SimulationSettings(particles=300, box_size=BOX, pixel_size=PIXEL_SIZE, snr=0.2, seed=seed)
         simulate(settings, folder, device=CPU)
         others, known = read_particles(folder / "particles.star"), load_truth(folder).domains["head"].poses
         maps = reconstruct_half_maps(others, known.rotations, known.shifts, device=CPU)

@@ -16,7 +16,9 @@ def test_small_subsets_lie_in_larger_ones_and_are_balanced(generator: torch.Gene
         assert bool((rows.diff() > 0).all())
         assert last < set(rows.tolist()) or len(last) == 1000
         last = set(rows.tolist())
-    assert set(nested_subset(half_sets, 100, seed=4).tolist()) != set(nested_subset(half_sets, 100, seed=3).tolist())
+    assert set(nested_subset(half_sets, 100, seed=4).tolist()) != set(
+        nested_subset(half_sets, 100, seed=3).tolist()
+    )
 
 
 def test_groups_share_no_particle_and_hold_all() -> None:

@@ -189,7 +189,9 @@ def difference(mean: float, half: float, p: float, n: int = 3) -> Difference:
     return Difference(n, mean, half / 2.5, mean - half, mean + half, p)
 
 
-def said(area: Difference, likelihood: Difference | None = None, scope: Scope = Scope.THESE_PARTICLES) -> Kind:
+def said(
+    area: Difference, likelihood: Difference | None = None, scope: Scope = Scope.THESE_PARTICLES
+) -> Kind:
     p = 1.0 if likelihood is None else likelihood.p
     verdict = judge("X", "Y", area, area.p, scope=scope, likelihood=likelihood, likelihood_p=p)
     assert verdict.kind.value in verdict.sentence

@@ -256,8 +256,10 @@ def jackknife_areas(
     """
     smaller = int(torch.bincount(particles.half_sets, minlength=2).min())
     if not 2 <= blocks <= smaller:
-        raise ValueError(f"{blocks} blocks cannot be left out of half sets of {smaller} particles; give 2 or more, "
-                         "and no more than there are particles")
+        raise ValueError(
+            f"{blocks} blocks cannot be left out of half sets of {smaller} particles; give 2 or more, "
+            "and no more than there are particles"
+        )
     whole = half_map_sums(particles, rotations, shifts, device=device, advance=advance)
     block_of = torch.empty(len(particles), dtype=torch.int64)
     for half in (0, 1):
@@ -270,7 +272,9 @@ def jackknife_areas(
             particles.take(rows), rotations[rows], shifts[rows], device=device, advance=advance
         )
         halves = [unfiltered(all - left) for all, left in zip(whole, part, strict=True)]
-        areas.append(_area(masked_fsc(HalfMaps(halves[0], halves[1], particles.pixel_size), ruler.mask), ruler))
+        areas.append(
+            _area(masked_fsc(HalfMaps(halves[0], halves[1], particles.pixel_size), ruler.mask), ruler)
+        )
     return torch.tensor(areas, dtype=torch.float64)
 
 

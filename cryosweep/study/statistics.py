@@ -7,7 +7,8 @@ files. What the procedures promise is measured in `docs/statistics.md`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import numpy as np
@@ -91,7 +92,9 @@ def paired_difference(values: Array, centre: Array, *, level: float = LEVEL) -> 
         ValueError: the arrays differ in length, are empty, or hold what is not finite.
     """
     if values.shape != centre.shape or values.ndim != 1 or not values.size:
-        raise ValueError(f"paired values must be two rows of equal length, not {values.shape}, {centre.shape}")
+        raise ValueError(
+            f"paired values must be two rows of equal length, not {values.shape}, {centre.shape}"
+        )
     if not (np.isfinite(values).all() and np.isfinite(centre).all()):
         raise ValueError("paired values must be finite; a score that is not cannot be compared")
     d = values - centre
@@ -251,3 +254,131 @@ def judge(
 def _better_poses(likelihood: Difference | None) -> str:
     assert likelihood is not None
     return f"; by the likelihood its poses are {'better' if likelihood.mean > 0.0 else 'worse'}."
+
+
+# ---- a study: all settings against the centre ----
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one run scored.
+
+    Attributes:
+        area: FSC area of its half maps under the frozen mask.
+        resolution: Å, 0.143 crossing under that mask.
+        likelihoods: (n,) held-out log-likelihood of each particle, or None.
+        left_out: (g,) FSC area with each of g blocks of particles left out, or None.
+    """
+
+    area: float
+    resolution: float
+    likelihoods: Array | None = None
+    left_out: Array | None = None
+
+    @property
+    def likelihood(self) -> float:
+        """Mean over the particles; NaN if not known."""
+        return math.nan if self.likelihoods is None else float(self.likelihoods.mean())
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One setting beside the centre.
+
+    Attributes:
+        setting: in words.
+        n: pairs of runs.
+        mean_area: FSC area, mean over all its runs.
+        area: difference in FSC area from the centre.
+        area_p: its p-value by Holm over all settings compared with replicates.
+        likelihood: difference in held-out log-likelihood per particle, where known.
+        likelihood_p: its p-value by Holm.
+        verdict: in words.
+    """
+
+    setting: str
+    n: int
+    mean_area: float
+    area: Difference
+    area_p: float
+    likelihood: Difference | None
+    likelihood_p: float
+    verdict: Verdict
+
+
+def against_centre(
+    settings: Mapping[str, Mapping[str, Scores]], centre: str, *, scope: Scope
+) -> tuple[Standing, ...]:
+    """Every other setting against the centre, run by run of one replicate.
+
+    Where both have at least two replicates in common the differences are tested by a paired t-test, adjusted
+    by Holm over the settings, FSC area and likelihood each for itself. With one in common the interval of
+    the FSC area is that of a jackknife, and that of the likelihood comes from the particles.
+
+    Args:
+        settings: setting to replicate to its scores.
+        centre: one of the settings.
+        scope: for what replicates stand.
+    """
+    base = settings[centre]
+    found: list[tuple[str, Difference, Difference | None, Difference | None]] = []
+    for name, runs in settings.items():
+        common = [key for key in runs if key in base]
+        if name == centre or not common:
+            continue
+        pairs = [(runs[key], base[key]) for key in common]
+        area = _pairs([(a.area, b.area) for a, b in pairs])
+        resolution = _pairs([(a.resolution, b.resolution) for a, b in pairs]) if len(pairs) > 1 else None
+        likelihood = None
+        if all(a.likelihoods is not None and b.likelihoods is not None for a, b in pairs):
+            likelihood = _pairs([(a.likelihood, b.likelihood) for a, b in pairs])
+        if len(pairs) == 1:
+            area = _one_run_area(*pairs[0]) or area
+            likelihood = _one_run_likelihood(*pairs[0]) or likelihood
+        found.append((name, area, likelihood, resolution))
+    replicated = [row for row in found if row[1].n > 1]
+    area_p = dict(
+        zip((row[0] for row in replicated), holm(np.array([row[1].p for row in replicated])), strict=True)
+    )
+    told = [(row[0], row[2]) for row in replicated if row[2] is not None]
+    likelihood_p = dict(
+        zip((name for name, _ in told), holm(np.array([each.p for _, each in told])), strict=True)
+    )
+    return tuple(
+        Standing(
+            name, area.n, float(np.mean([run.area for run in settings[name].values()])),
+            area, float(area_p.get(name, 1.0)), likelihood, float(likelihood_p.get(name, 1.0)),
+            judge(
+                name, centre, area, float(area_p.get(name, 1.0)),
+                scope=scope if area.n > 1 else Scope.ONE_RUN, likelihood=likelihood,
+                likelihood_p=float(likelihood_p.get(name, 1.0)), resolution=resolution,
+            ),
+        )
+        for name, area, likelihood, resolution in found
+    )  # fmt: skip
+
+
+def rank_sum(scores: Sequence[Array]) -> Array:
+    """(m,) sum of the ranks of m settings in each of several scores (m,), higher better, 1 the best."""
+    return np.sum([stats.rankdata(-score) for score in scores], axis=0)
+
+
+def _pairs(values: Sequence[tuple[float, float]]) -> Difference:
+    return paired_difference(np.array([a for a, _ in values]), np.array([b for _, b in values]))
+
+
+def _one_run_area(run: Scores, centre: Scores) -> Difference | None:
+    """By jackknife, where both runs left out the same number of blocks."""
+    if run.left_out is None or centre.left_out is None or run.left_out.shape != centre.left_out.shape:
+        return None
+    return jackknife_difference(run.area, centre.area, run.left_out, centre.left_out)
+
+
+def _one_run_likelihood(run: Scores, centre: Scores) -> Difference | None:
+    """From the differences particle by particle, at fixed maps, where both runs have the same number."""
+    if run.likelihoods is None or centre.likelihoods is None:
+        return None
+    if run.likelihoods.shape != centre.likelihoods.shape or run.likelihoods.size < 2:
+        return None
+    over_particles = paired_difference(run.likelihoods, centre.likelihoods)
+    return replace(over_particles, n=1)

@@ -174,9 +174,8 @@ def run(parsed: argparse.Namespace) -> int:
     from cryosweep.study.resume import FORCE
 
     # Hydra reads the command line itself, and would turn exceptions into its own messages and exit status.
-    sys.argv = ["cryosweep", *plan.arguments, *(["--multirun"] if plan.multirun else [])]
-    if parsed.force:
-        sys.argv.append(f"++hydra.job.env_set.{FORCE}='1'")
+    told = [f"++hydra.job.env_set.{FORCE}='1'"] if parsed.force else []
+    sys.argv = ["cryosweep", *plan.arguments, *told, *(["--multirun"] if plan.multirun else [])]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # `kill` and a cancelled Slurm job end like Ctrl-C: what was running is marked, what is done is kept.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""A sweep that was killed and typed again ends with the numbers of one that was not; nothing else is reused."""
+"""A sweep that was killed and typed again ends with the numbers of one that was not."""
 
 import json
 import os
@@ -113,8 +113,8 @@ def test_maps_are_taken_over_whole(tmp_path: Path) -> None:
 
 TINY = (
     "study=tiny", "data.particles=40", "data.box_size=48", "data.pixel_size=7.0", "compute.device=cpu",
-    "compute.threads=1", "refinement.initial_lowpass=20", "refinement.max_iterations=1", "scoring.band_low=60",
-    "tracking.enabled=false", "mask.dilation_radius=0,14,21",
+    "compute.threads=1", "refinement.initial_lowpass=20", "refinement.max_iterations=1",
+    "scoring.band_low=60", "tracking.enabled=false", "mask.dilation_radius=0,14,21",
 )  # fmt: skip
 # of the clock, not of the result
 TIMES = {"seconds", "cpu_seconds"}

@@ -106,7 +106,7 @@ COLUMNS = (
     Column(GAIN, "gain\nover\nstart", 3, "FSC area minus that of the starting half maps"),
     Column(
         HELD_OUT,
-        "held-\nout\nlogL",
+        "held\nout\nlogL",
         2,
         "log-likelihood of an image at its pose under the other half's map, scoring mask, over that of no "
         "map, mean over the particles; higher means better poses",
@@ -496,7 +496,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
             else _headline(finished, swept, table, noise)
         ),
         findings=(
-            *(_standing_sentences(replication) if replication.n > 1 else ()),
+            *(_standing_sentences(replication, finished[0], choices) if replication.n > 1 else ()),
             *_gain_sentence(table, start, noise),
             *_effect_sentences(effects, choices, noise),
             *_truth_gain_sentence(finished[0], swept, start),
@@ -809,11 +809,12 @@ def _replicated_headline(
     return first, said[0], *picks, scope
 
 
-def _standing_sentences(replication: Replication) -> list[str]:
-    """The verdict on every point beside the centre, the telling ones first."""
+def _standing_sentences(replication: Replication, first: Run, choices: Sequence[str]) -> list[str]:
+    """The verdict on every point but the centre and the first (the headline has it), telling ones first."""
     order = list(Kind)
     standings = sorted(replication.standings, key=lambda each: order.index(each.verdict.kind))
-    return [each.verdict.sentence for each in standings]
+    leader = point_label(first, choices)
+    return [each.verdict.sentence for each in standings if each.setting != leader]
 
 
 def _gain_sentence(table: pd.DataFrame, start: Mapping[str, float], noise: float) -> tuple[str, ...]:
@@ -860,7 +861,7 @@ def _agreement(
     by_area = _spearman(scores, [run.summary[TRUTH_SCORE] for run in known])
     by_rotation = _spearman(scores, [-run.summary[ROTATION_ERROR] for run in known])
     ranks = _rank_sentences(known, swept, by_area, by_rotation, noise)
-    sentences = [*ranks, *_parted_sentences(known, swept, start)]
+    sentences = [*ranks, *_order_sentence(known), *_parted_sentences(known, swept, start)]
     return TruthAgreement(len(known), by_area, by_rotation, tuple(sentences))
 
 
@@ -921,6 +922,21 @@ def _rank_sentences(
     if best_map is first and best_poses is first:
         sentences.append("The leader by FSC area also has the best map and the best poses by truth.")
     return sentences
+
+
+def _order_sentence(known: Sequence[Run]) -> list[str]:
+    """How the order of the table, where it is that of the rank sum, fares against the truth."""
+    if not all(HELD_OUT in run.summary for run in known):
+        return []
+    place = [-float(position) for position in range(len(known))]
+    by_area = _spearman(place, [run.summary[TRUTH_SCORE] for run in known])
+    by_rotation = _spearman(place, [-run.summary[ROTATION_ERROR] for run in known])
+    if math.isnan(by_area) or math.isnan(by_rotation):
+        return []
+    return [
+        f"The order of the table, by rank sum of FSC area and held-out likelihood: Spearman {by_area:.2f} with "
+        f"the FSC area against the true map, {by_rotation:.2f} with minus the median rotation error."
+    ]
 
 
 def _parted_sentences(known: Sequence[Run], swept: Sequence[str], start: Mapping[str, float]) -> list[str]:

@@ -228,7 +228,9 @@ def judge(
         )
     if map_differs and abs(area.mean) >= MATTERS:
         kind = Kind.BETTER if area.mean > 0.0 else Kind.WORSE
-        crossing = "" if resolution is None else f", {resolution.show(2)} Å at 0.143"
+        # without any spread the curves never cross within the box, or at one shell
+        spread = resolution is not None and resolution.sd > 0.0
+        crossing = f", {resolution.show(2)} Å at 0.143" if resolution is not None and spread else ""
         sentence = f"{name} is {kind.value} than {centre}: {found}{crossing} ({basis})."
         if kind is Kind.BETTER and likelihood is not None and not poses_differ:
             sentence += " The likelihood does not show better poses."
@@ -328,7 +330,7 @@ def against_centre(
             continue
         pairs = [(runs[key], base[key]) for key in common]
         area = _pairs([(a.area, b.area) for a, b in pairs])
-        resolution = _pairs([(a.resolution, b.resolution) for a, b in pairs]) if len(pairs) > 1 else None
+        resolution = _pairs([(a.resolution, b.resolution) for a, b in pairs])
         likelihood = None
         if all(a.likelihoods is not None and b.likelihoods is not None for a, b in pairs):
             likelihood = _pairs([(a.likelihood, b.likelihood) for a, b in pairs])

@@ -934,8 +934,8 @@ def _order_sentence(known: Sequence[Run]) -> list[str]:
     if math.isnan(by_area) or math.isnan(by_rotation):
         return []
     return [
-        f"The order of the table, by rank sum of FSC area and held-out likelihood: Spearman {by_area:.2f} with "
-        f"the FSC area against the true map, {by_rotation:.2f} with minus the median rotation error."
+        f"The order of the table, by rank sum of FSC area and held-out likelihood: Spearman {by_area:.2f} "
+        f"with the FSC area against the true map, {by_rotation:.2f} with minus the median rotation error."
     ]
 
 

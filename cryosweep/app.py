@@ -78,6 +78,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("-m", "--multirun", action="store_true")
         command.add_argument("--config-dir", type=Path, action="append", default=[])
         command.add_argument("--cfg", choices=["job"])
+        if name == "run":
+            command.add_argument("--force", action="store_true")
         command.set_defaults(function=function)
     commands.add_parsers(parsers)
     file_commands.add_parsers(parsers)
@@ -104,6 +106,7 @@ def _help(parsed: argparse.Namespace) -> int:
 options:
   -m               sweep: every combination of values such as mask.threshold=0.1,0.2 is a job
   --config-dir DIR more options of groups, in a folder laid out like conf/
+  --force          compute points of a sweep that an earlier sweep of the study has finished already
   --cfg job        print the configuration (of the first job) and stop
   --help GROUP     the options of one group with every key, its unit and its value
 
@@ -168,9 +171,11 @@ def run(parsed: argparse.Namespace) -> int:
     import hydra
 
     from cryosweep.composition import DEFAULTS, conf_folder
+    from cryosweep.study.resume import FORCE
 
     # Hydra reads the command line itself, and would turn exceptions into its own messages and exit status.
-    sys.argv = ["cryosweep", *plan.arguments, *(["--multirun"] if plan.multirun else [])]
+    told = [f"++hydra.job.env_set.{FORCE}='1'"] if parsed.force else []
+    sys.argv = ["cryosweep", *plan.arguments, *told, *(["--multirun"] if plan.multirun else [])]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # `kill` and a cancelled Slurm job end like Ctrl-C: what was running is marked, what is done is kept.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -234,6 +239,9 @@ def _conclude_sweep(folder: Path, *, interrupted: bool) -> int:
         say((folder / TABLE_FILE).read_text(encoding="utf-8"))
     if book["comparison_error"]:
         say(f"no comparison: {book['comparison_error']}")
+    taken = [job for job in jobs if job["taken_from"]]
+    if taken:
+        say(f"taken over from earlier sweeps of the study: {len(taken)} of {len(jobs)} jobs (--force: none)")
     failed = [job for job in jobs if job["status"] != "FINISHED"]
     for job in failed:
         say(f"{job['status']}: job {job['job']} ({job['name']}): {job['error']}")
@@ -255,6 +263,8 @@ def run_one(composed: DictConfig) -> dict[str, float] | None:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
+    from cryosweep import job
+    from cryosweep.study import resume
     from cryosweep.study.sweep import record_run
     from cryosweep.tracking import run_name
 
@@ -282,12 +292,19 @@ def run_one(composed: DictConfig) -> dict[str, float] | None:
     )
     tracker: Tracker | None = None
     try:
+        wanted = resume.fingerprint(_plain(composed), job.inputs_of(config))
+        record_run(folder, fingerprint=wanted)
         tracker = _start_tracker(config, folder, swept, in_sweep=in_sweep)
         tracker.artifact(folder / "config.yaml")
-        summary = _work(config, folder, tracker, number=number, launcher=hydra_config.launcher._target_)
+        found = resume.find_finished(folder, wanted) if in_sweep and not resume.is_forced() else None
+        if found is None:
+            summary = _work(config, folder, tracker, number=number, launcher=hydra_config.launcher._target_)
+        else:
+            log.info("finished already, taken over from %s", found)
+            summary = _take_over(found, folder, tracker)
         tracker.metrics(summary)
         tracker.finish("FINISHED")
-        record_run(folder, status="FINISHED")
+        record_run(folder, status="FINISHED", files=resume.inventory(folder))
         return summary
     except Exception as error:
         log.error("failed: %s", error, exc_info=os.environ.get(TRACEBACK) == "1")
@@ -313,6 +330,27 @@ def _work(
             return job.run_job(config, folder, tracker, progress)
         finally:
             progress.finish()
+
+
+def _take_over(finished: Path, folder: Path, tracker: Tracker) -> dict[str, float]:
+    """The results of a finished run, in the run folder and, but for its maps, in the tracked run."""
+    from cryosweep.study import resume
+    from cryosweep.study.sweep import read_json
+
+    resume.take_over(finished, folder)
+    for name in resume.inventory(folder):
+        if not name.endswith(".mrc"):
+            parent = Path(name).parent.as_posix()
+            tracker.artifact(folder / name, folder="" if parent == "." else parent)
+    return read_json(folder / "summary.json")
+
+
+def _plain(composed: DictConfig) -> dict[str, Any]:
+    """The resolved configuration as plain values."""
+    from omegaconf import OmegaConf
+
+    plain: Any = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
+    return plain
 
 
 def _spread_over_devices(config: JobConfig, number: int | None) -> None:

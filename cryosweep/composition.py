@@ -340,7 +340,7 @@ def describe_groups(roots: Sequence[Path]) -> str:
         schemas = SCHEMAS.get(group, ())
         names = dict.fromkeys(field.name for schema in schemas for field in fields(schema))
         keys = " ".join(name for name in names if name != "kind")
-        lines += _wrapped(keys, indent=18)
+        lines += _wrapped(keys, indent=6)
     return "\n".join(lines)
 
 

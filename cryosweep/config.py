@@ -95,7 +95,14 @@ class PerDomain:
 
 @dataclass
 class DataConfig:
-    """Where the particles come from."""
+    """Where the particles come from, which of them are taken, and how they are split."""
+
+    subset: float | None
+    subset_seed: int
+    groups: int
+    group: int
+    resplit: bool
+    half_set_seed: int
 
 
 @dataclass
@@ -126,7 +133,6 @@ class RelionData(DataConfig):
     star: str
     image_folder: str | None
     ctf_damping: CtfDamping
-    half_set_seed: int
     kind: str = "relion"
 
 
@@ -262,6 +268,7 @@ class ScoringConfig:
     band_low: float
     band_high: float | None
     randomisations: int
+    jackknife: int
 
 
 @dataclass
@@ -522,6 +529,7 @@ def faults(config: JobConfig) -> list[str]:
         *_kind_faults(config),
         *_data_faults(config.data),
         *_consensus_faults(config),
+        *_selection_faults(config),
         *_base_faults(config),
         *_mask_faults("mask", config.mask),
         *_scoring_faults(config),
@@ -651,6 +659,27 @@ def _consensus_faults(config: JobConfig) -> list[str]:
     return found
 
 
+def _selection_faults(config: JobConfig) -> list[str]:
+    data = config.data
+    found = [
+        *_range("data.subset", data.subset, 0, bound="above"),
+        *_range("data.subset_seed", data.subset_seed, 0, 2**31 - 1),
+        *_range("data.half_set_seed", data.half_set_seed, 0, 2**31 - 1),
+        *_range("data.groups", data.groups, 1, 100),
+        *_range("data.group", data.group, 0, max(data.groups, 1) - 1, remedy="raise data.groups"),
+    ]
+    if data.subset is not None and data.subset > 1.0 and data.subset != round(data.subset):
+        found.append(
+            f"data.subset={data.subset:g}: above 1 it is a whole number of particles, up to 1 a share"
+        )
+    if data.resplit and isinstance(config.consensus, ConsensusFiles):
+        found.append(
+            "data.resplit=true: the half maps of consensus=files hold the old half sets, so each half would "
+            "start from its own and the other's particles; choose consensus=reconstruct"
+        )
+    return found
+
+
 def _base_faults(config: JobConfig) -> list[str]:
     base = config.mask_base
     found = _range("mask_base.smoothing", base.smoothing, 0, unit="Å")
@@ -747,11 +776,14 @@ def _scoring_faults(config: JobConfig) -> list[str]:
         *_range("scoring.band_low", scoring.band_low, 0, bound="above", unit="Å"),
         *_range("scoring.band_high", scoring.band_high, 0, bound="above", unit="Å"),
         *_range("scoring.randomisations", scoring.randomisations, 1, 100),
+        *_range("scoring.jackknife", scoring.jackknife, 0, 100),
         *_mask_faults("scoring", scoring),
         *_nyquist_faults(
             config, (("scoring.band_low", scoring.band_low), ("scoring.band_high", scoring.band_high))
         ),
     ]
+    if scoring.jackknife == 1:
+        found.append("scoring.jackknife=1: one block is all particles; give 2 or more, or 0 for none")
     if scoring.band_high is not None and scoring.band_high >= scoring.band_low:
         found.append(
             f"scoring.band_high={scoring.band_high:g}: must be a finer resolution (fewer Å) than "

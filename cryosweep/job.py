@@ -56,6 +56,7 @@ from cryosweep.segmentation import (
     territory,
     touching,
 )
+from cryosweep.selection import nested_subset, random_halves, with_halves
 from cryosweep.sharpening import apply_b_factor, sharpen
 from cryosweep.simulate import (
     DOMAINS,
@@ -74,6 +75,8 @@ from cryosweep.study.assessment import (
     TruthScore,
     curve_table,
     guinier_table,
+    held_out_log_likelihood,
+    jackknife_areas,
     make_ruler,
     masked_fsc,
     score,
@@ -88,7 +91,12 @@ from cryosweep.tracking import Tracker
 # Raise one when what its stage makes changes: results kept under the old number are then made anew.
 SIMULATION_VERSION = 1
 CONSENSUS_VERSION = 2
-REFINED_CONSENSUS_VERSION = 1
+REFINED_CONSENSUS_VERSION = 2
+STAGE_VERSIONS = {
+    "simulation": SIMULATION_VERSION,
+    "consensus": CONSENSUS_VERSION,
+    "refined_consensus": REFINED_CONSENSUS_VERSION,
+}
 
 # More of the removed density than this in the subtracted images' own map means a failed subtraction.
 TOLERABLE_SHADOW = 0.1
@@ -242,9 +250,14 @@ def run_job(config: JobConfig, folder: Path, tracker: Tracker, progress: Progres
     )
     progress.start(1, "assessing")
     scored = score(half_maps, mask, ruler)
+    held_out = held_out_log_likelihood(
+        images.particles, result.rotations, result.shifts, half_maps, ruler, device=device
+    )
+    left_out = _left_out(config, images.particles, result, ruler, device, progress)
     start_curve = masked_fsc(start.half_maps, ruler.mask)
     truth, start_truth = _truth_scores(config, data, start, half_maps, result, ruler)
     summary = _summary(scored, start_curve, truth, start_truth, result, ruler, mask, particles)
+    summary["score/held_out_likelihood"] = float(held_out.mean())
     summary |= start.metrics
     summary |= _subtraction_metrics(images, particles, half_maps, result, ruler, device, progress)
     made, findings = _postprocess(config.postprocessing, folder, half_maps, scored, mask, start)
@@ -257,7 +270,7 @@ def run_job(config: JobConfig, folder: Path, tracker: Tracker, progress: Progres
 
     _write_volumes(folder, half_maps, scored, start, start_curve, mask, ruler, images.rest)
     curves = curve_table(scored, start_curve, truth, start_truth)
-    _write_tables(folder, particles, result, curves, truth, start_truth)
+    _write_tables(folder, particles, result, curves, truth, start_truth, held_out, left_out)
     start.curves.to_csv(folder / "consensus_fsc.csv", index=False, float_format="%.6f")
     _draw(folder, scored, result, mask, fulcrum, settings, particles.pixel_size)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
@@ -313,7 +326,8 @@ def _load_data(config: JobConfig, store: Store, device: torch.device, progress: 
         particles = _read_relion(config.data)
         stacks = "".join(_file_state(stack) for stack in particles.stacks)
         chosen = f"{config.data.half_set_seed} {config.data.ctf_damping}"
-        return _Data(particles, None, f"{digest_file(Path(config.data.star))} {stacks} {chosen}")
+        key = f"{digest_file(Path(config.data.star))} {stacks} {chosen}"
+        return _select(_Data(particles, None, key), config.data)
     assert isinstance(config.data, schemas.SimulatedData)
     settings = _simulation_settings(config.data)
 
@@ -322,7 +336,39 @@ def _load_data(config: JobConfig, store: Store, device: torch.device, progress: 
         simulate(settings, folder, device=device, advance=progress.advance)
 
     folder = store.get("simulation", SIMULATION_VERSION, asdict(settings), [], make)
-    return _Data(read_particles(folder / "particles.star"), load_truth(folder), folder.name)
+    data = _Data(read_particles(folder / "particles.star"), load_truth(folder), folder.name)
+    return _select(data, config.data)
+
+
+def _select(data: _Data, chosen: schemas.DataConfig) -> _Data:
+    """The group and subset asked for, and the half sets drawn anew where they are not to be kept.
+
+    Half sets that are kept are thinned alike; where they are drawn, the particles are chosen before, so that
+    another split is one of the same particles.
+
+    Raises:
+        ValueError: there are too few particles.
+    """
+    particles, truth = data.particles, data.truth
+    told: list[str] = []
+    drawn = chosen.resplit or "rlnRandomSubset" not in particles.table.columns
+    some = chosen.subset is not None or chosen.groups > 1
+    if some:
+        strata = torch.zeros_like(particles.half_sets) if drawn else particles.half_sets
+        try:
+            rows = nested_subset(
+                strata, chosen.subset, seed=chosen.subset_seed, groups=chosen.groups, group=chosen.group
+            )
+        except ValueError as error:
+            raise ValueError(f"data.subset={chosen.subset}, data.groups={chosen.groups}: {error}") from error
+        particles, truth = particles.take(rows), None if truth is None else truth.take(rows)
+        told.append(f"subset {chosen.subset} seed {chosen.subset_seed} group {chosen.group}/{chosen.groups}")
+    if chosen.resplit or (some and drawn):
+        halves = random_halves(len(particles), seed=chosen.half_set_seed)
+        note = f"the half sets were drawn anew (data.half_set_seed={chosen.half_set_seed})."
+        particles = with_halves(particles, halves, note)
+        told.append(f"half sets {chosen.half_set_seed}")
+    return _Data(particles, truth, " ".join([data.key, *told]))
 
 
 def _simulation_settings(data: schemas.SimulatedData) -> SimulationSettings:
@@ -935,6 +981,21 @@ def _truth_scores(
     )
 
 
+def _left_out(
+    config: JobConfig, particles: Particles, result: Refinement, ruler: Ruler, device: torch.device,
+    progress: Progress,
+) -> Tensor | None:  # fmt: skip
+    """FSC areas with each block of particles left out, where they were asked for."""
+    blocks = config.scoring.jackknife
+    if blocks == 0:
+        return None
+    progress.start(2 * len(particles), "leaving particles out")
+    return jackknife_areas(
+        particles, result.rotations, result.shifts, ruler, blocks=blocks, device=device,
+        advance=progress.advance,
+    )  # fmt: skip
+
+
 def _summary(
     scored: Score, start_curve: Tensor, truth: TruthScore | None, start_truth: TruthScore | None,
     result: Refinement, ruler: Ruler, mask: Tensor, particles: Particles,
@@ -1041,8 +1102,11 @@ def _postprocess(
 
 def _write_tables(
     folder: Path, particles: Particles, result: Refinement, curves: pd.DataFrame,
-    truth: TruthScore | None, start_truth: TruthScore | None,
+    truth: TruthScore | None, start_truth: TruthScore | None, held_out: Tensor, left_out: Tensor | None,
 ) -> None:  # fmt: skip
+    if left_out is not None:
+        blocks = pd.DataFrame({"block": range(len(left_out)), "fsc_area": left_out.numpy()})
+        blocks.to_csv(folder / "jackknife.csv", index=False, float_format="%.7f")
     curves.to_csv(folder / "fsc.csv", index=False, float_format="%.6f")
     records = [asdict(record) for record in result.records]
     pd.DataFrame(records)[list(_ITERATION_COLUMNS)].to_csv(folder / "iterations.csv", index=False)
@@ -1054,6 +1118,7 @@ def _write_tables(
         "log_posterior": result.log_posterior,
         "log_evidence": result.log_evidence,
         "half_set": particles.half_sets,
+        "held_out_likelihood": held_out,
     }
     for prefix, known in (("", truth), ("start_", start_truth)):
         if known is not None:
@@ -1136,12 +1201,36 @@ def _device_name(device: torch.device) -> str:
     return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
+def inputs_of(config: JobConfig) -> dict[str, str]:
+    """Digest of every input file of a job; simulated particles are what the configuration says.
+
+    Raises:
+        ValueError: the particles cannot be read.
+    """
+    fulcrum = config.fulcrum
+    named = [
+        *_map_files(config),
+        *_region_files(config),
+        *([fulcrum.path] if isinstance(fulcrum, schemas.FulcrumMarker) and fulcrum.path else []),
+    ]
+    found = {path: digest_file(Path(path)) for path in named}
+    if isinstance(config.data, schemas.RelionData):
+        found[config.data.star] = digest_file(Path(config.data.star))
+        found |= {str(stack): _file_state(stack) for stack in _read_relion(config.data).stacks}
+    return found
+
+
+def _region_files(config: JobConfig) -> list[str]:
+    """Files that say which regions a mask base is made of, besides maps."""
+    base = config.mask_base
+    if not isinstance(base, schemas.RegionsBase):
+        return []
+    return [path for path in (base.segger, base.marker) if path is not None]
+
+
 def _inputs(config: JobConfig, particles: Particles) -> dict[str, str]:
     """What was read, with a digest; stacks are told by size and time because hashing them takes minutes."""
     named = [particles.path, *(Path(path) for path in _map_files(config))]
-    if isinstance(config.mask_base, schemas.RegionsBase):
-        named += [
-            Path(path) for path in (config.mask_base.segger, config.mask_base.marker) if path is not None
-        ]
+    named += [Path(path) for path in _region_files(config)]
     found = {str(path): digest_file(path) for path in named}
     return found | {str(stack): _file_state(stack) for stack in particles.stacks}

@@ -84,6 +84,12 @@ class FourierSums:
             self.shell_weight + other.shell_weight, self.box_size, self.pad,
         )  # fmt: skip
 
+    def __sub__(self, other: FourierSums) -> FourierSums:
+        return FourierSums(
+            self.numerator - other.numerator, self.weight - other.weight, self.shell,
+            self.shell_weight - other.shell_weight, self.box_size, self.pad,
+        )  # fmt: skip
+
 
 def finish_sums(sums: Accumulator, *, max_shell: int) -> FourierSums:
     """Friedel-fold an accumulator and average its weight over shells."""

@@ -331,6 +331,43 @@ def fsc_sd(curve: Tensor, samples: Tensor) -> Tensor:
     return (1.0 - curve.square()) / torch.sqrt(2.0 * samples)
 
 
+def fsc_interval(curve: Tensor, samples: Tensor, *, level: float = 0.95) -> tuple[Tensor, Tensor]:
+    """Interval of an FSC within one run, each (n_shells,): `tanh(atanh F -+ z / sqrt(2 N_eff))`.
+
+    Fisher's z of a correlation (Fisher 1921, Metron 1, 3) of `2 N_eff` real numbers, `N_eff` complex ones.
+    Coefficients of neighbouring shells are correlated under a mask, so a single shell scatters about 1.7
+    times less than this says (docs/statistics.md); it is the safe side.
+
+    Args:
+        curve: (n_shells,).
+        samples: (n_shells,) from `effective_samples`.
+        level: of the interval.
+    """
+    half = math.sqrt(2.0) * torch.erfinv(torch.tensor(level, dtype=torch.float64)) / torch.sqrt(2.0 * samples)
+    centre = torch.atanh(curve.double().clamp(-1.0 + 1e-12, 1.0 - 1e-12))
+    return torch.tanh(centre - half), torch.tanh(centre + half)
+
+
+def crossing_interval(
+    curve: Tensor, mask: Tensor, threshold: float, *, pixel_size: float, level: float = 0.95
+) -> tuple[float, float]:
+    """Resolutions (Å), fine and coarse, at which the two ends of `fsc_interval` cross `threshold`.
+
+    Wider than the scatter over replicates: a bar below which two crossings cannot be told apart.
+
+    Args:
+        curve: (n_shells,) FSC under `mask`.
+        mask: (d, d, d) on the box of the curve.
+        threshold: as in `crossing`.
+        pixel_size: Å.
+        level: of the interval.
+    """
+    box_size = int(mask.shape[-1])
+    ends = fsc_interval(curve, effective_samples(mask), level=level)
+    coarse, fine = (crossing(end, threshold, box_size=box_size, pixel_size=pixel_size) for end in ends)
+    return fine, coarse
+
+
 def area_sd(curve: Tensor, mask: Tensor, *, first_shell: int, last_shell: int) -> float:
     """Standard deviation of `fsc_area` within one run: `sqrt(sum SD^2) / n`, shells taken as independent.
 

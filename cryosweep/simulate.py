@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -248,6 +248,14 @@ class Truth:
     labels: Tensor
     box_size: int
     pixel_size: float
+
+    def take(self, index: Tensor) -> Truth:
+        """The truth about the particles at `index` (k,), in that order."""
+        domains = {
+            name: replace(truth, poses=Poses(truth.poses.rotations[index], truth.poses.shifts[index]))
+            for name, truth in self.domains.items()
+        }
+        return replace(self, domains=domains)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,9 @@ class Point:
     seconds: float = 60.0
     error: str | None = None
     scoring_radius: float = 34.0
+    held_out: float | None = None
+    split: int = 0
+    blocks: int = 0
 
 
 # The six mask points measured on the ribosome head: the widest mask looks fine by GSFSC and is wrong.
@@ -104,7 +107,10 @@ def write_run(folder: Path, point: Point, *, name: str, job: int, study: str = "
     """Write one run folder, finished or failed."""
     folder.mkdir(parents=True)
     swept = dict(point.swept)
-    (folder / "config.yaml").write_text("search:\n  rotation_extent: 20.0\n  shift_extent: 10.0\nseed: 0\n")
+    (folder / "config.yaml").write_text(
+        "search:\n  rotation_extent: 20.0\n  shift_extent: 10.0\nseed: 0\n"
+        f"data:\n  simulation_seed: {swept.get('data.simulation_seed', 0)}\n  group: 0\n"
+    )
     record = {
         "name": name,
         "study": study,
@@ -130,7 +136,14 @@ def write_run(folder: Path, point: Point, *, name: str, job: int, study: str = "
     frame.to_csv(folder / "fsc.csv", index=False)
     poses = _poses(point, rng)
     poses.to_csv(folder / "poses.csv", index=False)
-    (folder / "summary.json").write_text(json.dumps(_summary(point, curves, poses)))
+    summary = _summary(point, curves, poses)
+    if point.held_out is not None:
+        summary["score/held_out_likelihood"] = point.held_out
+    (folder / "summary.json").write_text(json.dumps(summary))
+    if point.blocks:
+        areas = summary["fsc_area/frozen"] + 0.002 * rng.standard_normal(point.blocks)
+        blocks = pd.DataFrame({"block": range(point.blocks), "fsc_area": areas})
+        blocks.to_csv(folder / "jackknife.csv", index=False)
     columns = "iteration,resolution,rotation_change_median,shift_change_median,at_rotation_extent,"
     (folder / "iterations.csv").write_text(
         columns + "at_shift_extent,log_likelihood,seconds\n1,12.0,5.0,2.0,0.1,0.1,-1e6,20.0\n"
@@ -172,8 +185,13 @@ def _poses(point: Point, rng: np.random.Generator, n: int = 400) -> pd.DataFrame
     table = {
         "rotation_change": np.linalg.norm(rotation, axis=1),
         "shift_change": np.linalg.norm(shift, axis=1),
-        "half_set": np.arange(n) % 2,
+        "half_set": np.random.default_rng(point.split).permutation(np.arange(n) % 2),
     }
+    if point.held_out is not None:
+        # the same images in every run: what a particle says is mostly its own
+        own = np.random.default_rng(7).normal(0.0, 5.0, n)
+        wobble = rng.normal(0.0, 0.5, n)
+        table["held_out_likelihood"] = point.held_out + own - own.mean() + wobble - wobble.mean()
     if point.truth is not None:
         table |= {
             "rotation_error": rng.rayleigh(point.rotation_error / 1.177, n),

@@ -10,6 +10,7 @@ import pytest
 from cryosweep.study.comparison import (
     COLUMNS,
     GAIN,
+    HELD_OUT,
     ROTATION_ERROR,
     SCORE,
     SCORE_SD,
@@ -22,6 +23,7 @@ from cryosweep.study.comparison import (
     point_label,
     terminal_table,
 )
+from cryosweep.study.statistics import Kind, Scope, holm
 from tests.synthetic_runs import HEAD_STUDY, Point, ball_mask, write_mrc, write_study
 
 FAILURE = Point({"mask.dilation_radius": 28, "mask.soft_padding_width": 0}, error="the mask touches the box")
@@ -61,7 +63,7 @@ def test_table_puts_swept_parameters_first_and_the_highest_area_on_top(head_fold
     comparison = compare(load_runs([head_folder]))
     table = comparison.table
     assert list(table.columns[:3]) == ["mask.dilation_radius", "mask.soft_padding_width", SCORE]
-    assert list(table.columns[2:-1]) == [column.key for column in COLUMNS]
+    assert list(table.columns[2:-1]) == [column.key for column in COLUMNS if column.key != HELD_OUT]
     assert table[SCORE].is_monotonic_decreasing
     assert [run.name for run in comparison.runs] == list(table.index)
     start = comparison.runs[0].summary["start/fsc_area_frozen"]
@@ -324,3 +326,145 @@ def test_the_gain_on_the_truth_is_stated_with_its_units(head_folder: Path) -> No
     assert last.startswith("Against the truth ")
     assert "started from 31.5 Å" in last
     assert "median error of rotation" in last
+
+
+# ---- replicates ----
+
+KEYS = ("mask.dilation_radius", "seed")
+
+
+def replicated(
+    folder: Path,
+    areas: dict[int, list[float]],
+    likelihoods: dict[int, list[float]],
+    *,
+    key: str = "seed",
+    new_split: bool = True,
+) -> list[Run]:
+    """Settings in paired replicates, with given scores."""
+    points = [
+        Point(
+            {"mask.dilation_radius": value, key: seed},
+            held_out=likelihoods[value][seed],
+            split=seed if new_split else 0,
+        )
+        for value in areas
+        for seed in range(len(areas[value]))
+    ]
+    write_study(folder, points)
+    return [
+        variant(
+            run,
+            run.name,
+            dict(run.swept),
+            fsc_area__frozen=areas[int(str(run.swept[KEYS[0]]))][int(str(run.swept[key]))],
+        )
+        for run in load_runs([folder])
+    ]
+
+
+AREAS = {
+    0: [0.600, 0.610, 0.590],
+    7: [0.641, 0.649, 0.632],
+    14: [0.603, 0.611, 0.594],
+    28: [0.560, 0.640, 0.600],
+}
+LIKELIHOODS = {0: [5.0, 5.1, 4.9], 7: [7.0, 7.2, 6.9], 14: [5.0, 5.1, 4.9], 28: [4.0, 4.1, 4.2]}
+
+
+def test_replicates_are_paired_and_not_a_swept_choice(tmp_path: Path) -> None:
+    comparison = compare(replicated(tmp_path, AREAS, LIKELIHOODS))
+    assert comparison.swept == KEYS
+    assert comparison.choices == ("mask.dilation_radius",)
+    assert {effect.parameter for effect in comparison.effects} == {"mask.dilation_radius"}
+    assert [effect.n for effect in comparison.effects if effect.score == SCORE] == [3, 3, 3, 3]
+    assert comparison.is_full_grid
+    replication = comparison.replication
+    assert (replication.keys, replication.n, replication.scope) == (("seed",), 3, Scope.THESE_PARTICLES)
+    assert replication.centre == "dilation_radius 0"
+    assert replication.centre_area == pytest.approx(0.6)
+    by_name = {each.setting: each for each in replication.standings}
+    better = by_name["dilation_radius 7"]
+    d = np.array(AREAS[7]) - np.array(AREAS[0])
+    assert better.area.mean == pytest.approx(d.mean())
+    half = 4.302653 * d.std(ddof=1) / math.sqrt(3)
+    assert better.area.high == pytest.approx(d.mean() + half, abs=1e-6)
+    assert better.verdict.kind is Kind.BETTER
+    assert (
+        by_name["dilation_radius 14"].verdict.kind is Kind.SMALL
+        or by_name["dilation_radius 14"].verdict.kind is Kind.EQUAL
+    )
+    assert by_name["dilation_radius 28"].verdict.kind is Kind.OPEN
+    p = [each.area.p for each in replication.standings]
+    assert [each.area_p for each in replication.standings] == pytest.approx(list(holm(np.array(p))))
+    # the point with both scores highest leads, with all of its replicates
+    assert [run.swept["mask.dilation_radius"] for run in comparison.runs[:3]] == [7, 7, 7]
+    assert comparison.headline[0].startswith(
+        "First by rank sum of FSC area and held-out likelihood: dilation_radius 7"
+    )
+    assert "is better than dilation_radius 0" in comparison.headline[1]
+    assert "these particles; other splits into half sets" in comparison.headline[-1]
+    assert "not distinguishable" in terminal_table(comparison)
+    tied = {
+        run.swept["mask.dilation_radius"]: bool(comparison.table.at[run.name, TIED])
+        for run in comparison.runs
+    }
+    assert tied == {7: True, 0: False, 14: False, 28: True}
+
+
+def test_other_noise_speaks_for_other_particles_and_may_have_other_masks(tmp_path: Path) -> None:
+    runs = replicated(tmp_path, AREAS, LIKELIHOODS, key="data.simulation_seed")
+    mask = ball_mask(30.0, 14.0)
+    for run in runs:
+        if run.swept["data.simulation_seed"] == 1:
+            (run.folder / "scoring_mask.mrc").unlink()
+            write_mrc(run.folder / "scoring_mask.mrc", mask)
+    assert compare(runs).replication.scope is Scope.OTHER_PARTICLES
+    with pytest.raises(ValueError, match="scored under different masks"):
+        compare(
+            [run for run in runs if run.swept["data.simulation_seed"] == 1]
+            + [variant(runs[0], "other", {"mask.dilation_radius": 99, "data.simulation_seed": 1})]
+        )
+
+
+def test_seeds_of_one_split_are_no_replicates(tmp_path: Path) -> None:
+    comparison = compare(replicated(tmp_path, AREAS, LIKELIHOODS, new_split=False))
+    replication = comparison.replication
+    assert (replication.n, replication.scope) == (1, Scope.ONE_RUN)
+    assert all(each.verdict.kind is Kind.CANDIDATE for each in replication.standings)
+    assert any("they are no replicates" in warning for warning in comparison.warnings)
+
+
+def test_map_and_poses_that_disagree_are_named(tmp_path: Path) -> None:
+    worse_poses = {**LIKELIHOODS, 7: [3.0, 3.2, 2.9]}
+    comparison = compare(replicated(tmp_path, AREAS, worse_poses))
+    by_name = {each.setting: each.verdict for each in comparison.replication.standings}
+    assert by_name["dilation_radius 7"].kind is Kind.DISAGREE
+    assert any("map and poses disagree" in sentence for sentence in comparison.findings)
+
+
+def test_one_run_has_the_interval_of_a_jackknife_and_stays_a_candidate(tmp_path: Path) -> None:
+    write_study(
+        tmp_path,
+        [Point({"mask.dilation_radius": k}, gsfsc=9.0 + k, held_out=5.0 - k, blocks=8) for k in range(3)],
+    )
+    comparison = compare(load_runs([tmp_path]))
+    first, second = comparison.replication.standings
+    assert first.verdict.kind is second.verdict.kind is Kind.CANDIDATE
+    assert 0.0 < first.area.sd < 0.02
+    assert first.area.high - first.area.low == pytest.approx(2 * 2.364624 * first.area.sd, rel=1e-5)
+    assert first.likelihood is not None
+    assert first.likelihood.mean == pytest.approx(-1.0)
+    assert first.likelihood.low < -1.0 < first.likelihood.high < 0.0
+    assert comparison.headline[0].startswith("First by rank sum")
+    assert (
+        "stays a candidate" in " ".join(comparison.headline)
+        or "Not distinguishable" in comparison.headline[1]
+    )
+
+
+def test_the_table_follows_the_rank_sum_of_map_and_poses(tmp_path: Path) -> None:
+    areas = {0: [0.70], 7: [0.69], 14: [0.60]}
+    likelihoods = {0: [2.0], 7: [9.0], 14: [5.0]}
+    comparison = compare(replicated(tmp_path, areas, likelihoods))
+    assert [run.swept["mask.dilation_radius"] for run in comparison.runs] == [7, 0, 14]

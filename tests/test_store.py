@@ -1,10 +1,13 @@
 import json
 import multiprocessing
+import os
 import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
+from cryosweep import app, job
 from cryosweep.study.store import MANIFEST, Store, digest_file
 
 
@@ -95,3 +98,50 @@ def test_three_processes_make_it_once(tmp_path: Path) -> None:
 def test_digest(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert digest_file(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_store_is_listed_and_cleaned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(folder: Path) -> None:
+        (folder / "data.bin").write_bytes(bytes(2_000_000))
+
+    store = Store(tmp_path / "stages")
+    old = store.get("simulation", job.SIMULATION_VERSION - 1, {"a": 1}, [], make)
+    kept = store.get("simulation", job.SIMULATION_VERSION, {"a": 1}, [], make)
+    unused = store.get("consensus", job.CONSENSUS_VERSION, {"a": 2}, [], make)
+    month_ago = time.time() - 31 * 86400
+    for folder in (kept, unused):
+        os.utime(folder / "manifest.json", (month_ago, month_ago))
+    store.get("simulation", job.SIMULATION_VERSION, {"a": 1}, [], make)  # used again just now
+    remnant = kept.with_name(f"{'0' * 64}.making.xyz")
+    remnant.mkdir()
+    busy = kept.with_name(f"{'1' * 64}.making.xyz")
+    busy.mkdir()
+    output = ["--output-dir", str(tmp_path)]
+    with FileLock(kept.with_name(f"{'1' * 64}.lock")):
+        assert app.main(["store", "ls", *output]) == 0
+        text = capsys.readouterr().out
+        assert f"consensus    {unused.name[:12]}     2.0 MB  used 31 days ago" in text
+        assert "(the stage changed since)" in text
+        assert "3 results, 6.0 MB" in text
+        assert "1 half made" in text
+        assert app.main(["store", "gc", "--unused-for", "30", "--dry-run", *output]) == 0
+        assert "would delete 3 folders, 4.0 MB" in capsys.readouterr().out
+        assert old.exists()
+        assert unused.exists()
+        assert app.main(["store", "gc", *output]) == 0
+        capsys.readouterr()
+        assert not old.exists()
+        assert not remnant.exists()
+        assert unused.exists()
+        with FileLock(unused.with_name(f"{unused.name}.lock")):
+            assert app.main(["store", "gc", "--unused-for", "30", *output]) == 0
+            assert "kept, a job is making it" in capsys.readouterr().out
+        assert app.main(["store", "gc", "--unused-for", "30", *output]) == 0
+        assert not unused.exists()
+        assert kept.exists()
+        assert busy.exists()
+    assert app.main(["store", "ls", "--output-dir", str(tmp_path / "nosuch")]) == 1
+    assert "there is no store of stages" in capsys.readouterr().err
+    assert app.main(["store", "gc", "--unused-for", "-1", *output]) == 1

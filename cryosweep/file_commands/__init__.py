@@ -19,6 +19,7 @@ from cryosweep.file_commands import (
     segment,
     sharpen,
     simulate,
+    store,
     subtract,
     volume,
 )
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 COMMANDS = (
     consensus, segment, mask, volume, fulcrum, subtract, reconstruct, regularise, fsc, sharpen,
-    local_resolution, simulate,
+    local_resolution, simulate, store,
 )  # fmt: skip
 
 

@@ -1,10 +1,12 @@
 """How good a refinement is: FSC under its own and under the scoring mask, and, where known, against truth.
 
-Every curve is taken from unfiltered half-maps of one full-box reconstruction at the poses in question.
+Every curve is taken from unfiltered half-maps of one full-box reconstruction at the poses in question. Beside
+the curves stands the held-out log-likelihood, which judges poses: each image against the other half's map.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,8 +15,22 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cryosweep.reconstruction import HalfMaps
-from cryosweep.resolution import FscCurves, area_sd, band_shells, crossing, five_curves, fsc, fsc_area
+from cryosweep.ctf import contrast_transfer
+from cryosweep.fourier import half_plane, shift_phase, spectrum_of_images
+from cryosweep.io.particles import Particles
+from cryosweep.likelihood import noise_power
+from cryosweep.projector import make_reference, slices
+from cryosweep.reconstruction import CHUNK_SAMPLES, HalfMaps, half_map_sums, unfiltered
+from cryosweep.resolution import (
+    FscCurves,
+    area_sd,
+    band_shells,
+    crossing,
+    crossing_interval,
+    five_curves,
+    fsc,
+    fsc_area,
+)
 from cryosweep.sharpening import Sharpened, guinier_columns
 from cryosweep.simulate import (
     Domain,
@@ -26,6 +42,8 @@ from cryosweep.simulate import (
 )
 
 OWN_CURVES = ("none", "spherical", "loose", "tight", "corrected")
+# Fewer images of an optics group than this give no noise spectrum of their own.
+LEAST_FOR_NOISE = 50
 
 
 @dataclass(frozen=True)
@@ -92,6 +110,9 @@ class Score:
         found["fsc_area/frozen_sd"] = area_sd(
             frozen, ruler.mask, first_shell=ruler.first_shell, last_shell=ruler.last_shell
         )
+        found["resolution/frozen_0143_fine"], found["resolution/frozen_0143_coarse"] = crossing_interval(
+            frozen, ruler.mask, 0.143, pixel_size=self.own.pixel_size
+        )
         return found
 
 
@@ -127,6 +148,135 @@ def masked_fsc(half_maps: HalfMaps, mask: Tensor) -> Tensor:
 
 def _area(curve: Tensor, ruler: Ruler) -> float:
     return fsc_area(curve, first_shell=ruler.first_shell, last_shell=ruler.last_shell)
+
+
+def held_out_log_likelihood(
+    particles: Particles,
+    rotations: Tensor,
+    shifts: Tensor,
+    half_maps: HalfMaps,
+    ruler: Ruler,
+    *,
+    device: torch.device,
+    advance: Callable[[int], None] | None = None,
+) -> Tensor:
+    """How much better the *other* half's map explains each image at its pose than no map does.
+
+    With S the slice of the other half's map under the ruler's mask and sigma^2 the noise variance of a shell,
+
+        log L = sum_shell [2 a Re sum conj(CTF I) ph S - a^2 sum CTF^2 |S|^2] / sigma^2
+
+    over the ruler's band (Scheres 2012, eq. 4, less what no pose changes). The image was not in the map, so
+    noise that a pose has fitted does not count for it. One factor a a shell, that which suits all images of
+    the half best, takes the place of a filter: the maps are unfiltered, and noise in their empty shells would
+    count as wrong density. The noise variance is the mean power of the images, which no run changes.
+
+    Args:
+        particles: n particles.
+        rotations: (n, 3, 3) the poses that the half-maps were made at.
+        shifts: (n, 2) Å.
+        half_maps: unfiltered, of those particles.
+        ruler: mask and band.
+        device: where to work.
+        advance: called with the number of particles done since the last call.
+
+    Returns:
+        (n,) float64; larger is better.
+    """
+    box, pixel_size = particles.box_size, particles.pixel_size
+    plane = half_plane(box, max_shell=ruler.last_shell, dtype=torch.float32, device=device)
+    shells = plane.max_shell + 1
+    chunk = max(1, CHUNK_SAMPLES // plane.k.shape[0])
+    frequencies = plane.k / (box * pixel_size)
+    # per particle and shell: cross term, norm of the model, power of the image
+    terms = torch.zeros(3, len(particles), shells, dtype=torch.float64)
+    for half, other in ((0, half_maps.half_b), (1, half_maps.half_a)):
+        reference = make_reference(other.float() * ruler.mask.float(), max_shell=plane.max_shell)
+        for rows in (particles.half_sets == half).nonzero().squeeze(-1).split(chunk):
+            optics = particles.optics[rows].to(dtype=torch.float32, device=device)
+            transfer = contrast_transfer(optics, frequencies)
+            images = spectrum_of_images(particles.images(rows).to(device), plane)
+            phase = shift_phase(plane, (shifts[rows] / pixel_size).to(device, torch.float32))
+            model = slices(reference, rotations[rows].to(device, torch.float32), plane) * transfer * phase
+            found = ((images.conj() * model).real, model.abs().square(), images.abs().square())
+            for into, samples in zip(terms, found, strict=True):
+                by_shell = torch.zeros(len(rows), shells, dtype=torch.float64, device=device)
+                into[rows] = by_shell.index_add_(1, plane.shell, samples.double()).cpu()
+            if advance is not None:
+                advance(len(rows))
+    samples = torch.bincount(plane.shell, minlength=shells).cpu()
+    noise = _noise_of_each(terms[2], samples, particles.optics_group)
+    cross, norm = terms[0] / noise, terms[1] / noise
+    gain = torch.zeros(len(particles), dtype=torch.float64)
+    band = slice(ruler.first_shell, ruler.last_shell + 1)
+    for half in (0, 1):
+        rows = particles.half_sets == half
+        scale = (cross[rows].sum(dim=0) / norm[rows].sum(dim=0).clamp_min(1e-30)).clamp_min(0.0)
+        gain[rows] = (2.0 * scale * cross[rows] - scale.square() * norm[rows])[:, band].sum(dim=1)
+    return gain
+
+
+def _noise_of_each(power: Tensor, samples: Tensor, group: Tensor) -> Tensor:
+    """(n, n_shells) noise variance for each particle: that of its optics group, or of all if it is small."""
+    pooled = noise_power(power.sum(dim=0), samples * len(power))
+    noise = pooled.expand_as(power).clone()
+    for number in group.unique().tolist():
+        rows = group == number
+        count = int(rows.sum())
+        if count >= LEAST_FOR_NOISE:
+            noise[rows] = noise_power(power[rows].sum(dim=0), samples * count)
+    return noise
+
+
+def jackknife_areas(
+    particles: Particles,
+    rotations: Tensor,
+    shifts: Tensor,
+    ruler: Ruler,
+    *,
+    blocks: int,
+    device: torch.device,
+    advance: Callable[[int], None] | None = None,
+) -> Tensor:
+    """(blocks,) FSC area under the ruler's mask with each block of particles left out, at fixed poses.
+
+    The particles of each half set are dealt into blocks in their order, so runs on the same particles and
+    half sets leave out the same ones and their differences can be paired.
+
+    Args:
+        particles: n particles.
+        rotations: (n, 3, 3).
+        shifts: (n, 2) Å.
+        ruler: mask and band.
+        blocks: 2 to the number of particles in the smaller half set.
+        device: where to work.
+        advance: called with the number of particles done since the last call; each counts twice.
+
+    Raises:
+        ValueError: there are too few particles for so many blocks.
+    """
+    smaller = int(torch.bincount(particles.half_sets, minlength=2).min())
+    if not 2 <= blocks <= smaller:
+        raise ValueError(
+            f"{blocks} blocks cannot be left out of half sets of {smaller} particles; give 2 or more, "
+            "and no more than there are particles"
+        )
+    whole = half_map_sums(particles, rotations, shifts, device=device, advance=advance)
+    block_of = torch.empty(len(particles), dtype=torch.int64)
+    for half in (0, 1):
+        rows = particles.half_sets == half
+        block_of[rows] = torch.arange(int(rows.sum())) % blocks
+    areas: list[float] = []
+    for block in range(blocks):
+        rows = (block_of == block).nonzero().squeeze(-1)
+        part = half_map_sums(
+            particles.take(rows), rotations[rows], shifts[rows], device=device, advance=advance
+        )
+        halves = [unfiltered(all - left) for all, left in zip(whole, part, strict=True)]
+        areas.append(
+            _area(masked_fsc(HalfMaps(halves[0], halves[1], particles.pixel_size), ruler.mask), ruler)
+        )
+    return torch.tensor(areas, dtype=torch.float64)
 
 
 @dataclass(frozen=True)

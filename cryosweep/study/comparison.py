@@ -1,12 +1,15 @@
 """What the finished runs of a study say together: one table, each parameter's effect, and how sure it is.
 
 Runs are ordered by the FSC area of their unfiltered half maps under the one scoring mask that all of them
-share. A study has one run per point here, so nothing in this module announces a winner: the leader is a
-candidate, and the runs that a single run cannot tell apart from it are named with it.
+share, and where it is known by its rank sum with the held-out log-likelihood. Runs that differ only in a
+seed of the data or in its group are replicates of one point: differences from the centre are then paired and
+tested. Where a point has one run nobody wins: the leader is a candidate, and the runs that a single run
+cannot tell apart from it are named with it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import textwrap
@@ -22,8 +25,19 @@ import yaml
 from scipy.stats import spearmanr
 
 from cryosweep.io.maps import read_map
+from cryosweep.study.statistics import (
+    Kind,
+    Scope,
+    Scores,
+    Standing,
+    against_centre,
+    holm,
+    paired_difference,
+    rank_sum,
+)
 
 SCORE = "fsc_area/frozen"
+HELD_OUT = "score/held_out_likelihood"
 SCORE_SD = "fsc_area/frozen_sd"
 GSFSC = "resolution/frozen_0143"
 TRUTH_SCORE = "truth/fsc_area"
@@ -32,6 +46,11 @@ ROTATION_ERROR = "truth/rotation_error_median"
 SHIFT_ERROR = "truth/shift_error_median"
 GAIN = "gain"
 TIED = "not_distinguishable_from_first"
+
+# Keys by which runs of one point differ that are replicates of it.
+REPLICATE_KEYS = ("seed", "data.half_set_seed", "data.simulation_seed", "data.group")
+# Of these, those that bring in other particles.
+OTHER_PARTICLE_KEYS = ("simulation_seed", "group")
 
 # A map whose true resolution is coarser than its GSFSC by more than this factor is pointed out.
 PARTED = 1.25
@@ -85,6 +104,13 @@ COLUMNS = (
     ),
     Column(SCORE_SD, "±\nSD", 3, "spread expected of one run, by formula"),
     Column(GAIN, "gain\nover\nstart", 3, "FSC area minus that of the starting half maps"),
+    Column(
+        HELD_OUT,
+        "held\nout\nlogL",
+        2,
+        "log-likelihood of an image at its pose under the other half's map, scoring mask, over that of no "
+        "map, mean over the particles; higher means better poses",
+    ),
     Column(
         GSFSC,
         "FSC\n0.143\nÅ",
@@ -228,6 +254,47 @@ class Run:
         """Pose changes, one row a particle, read from `poses.csv`."""
         return pd.read_csv(self.folder / "poses.csv")
 
+    def scores(self) -> Scores:
+        """What statistics ask of a run; what an older run did not write is None."""
+        poses, blocks = self.poses(), self.folder / "jackknife.csv"
+        likelihoods = poses.get("held_out_likelihood")
+        return Scores(
+            self.summary[SCORE],
+            self.summary[GSFSC],
+            None if likelihoods is None else likelihoods.to_numpy(dtype=float),
+            pd.read_csv(blocks)["fsc_area"].to_numpy(dtype=float) if blocks.is_file() else None,
+        )
+
+    def data(self) -> tuple[str, ...]:
+        """What tells the data of one replicate from those of another: other particles, then half sets."""
+        config = yaml.safe_load((self.folder / "config.yaml").read_text()) or {}
+        particles = [str(config.get("data", {}).get(key)) for key in OTHER_PARTICLE_KEYS]
+        half_sets = self.poses()["half_set"].to_numpy(dtype=np.int64)
+        return (*particles, hashlib.sha256(half_sets.tobytes()).hexdigest())
+
+
+@dataclass(frozen=True)
+class Replication:
+    """What replicates there are, and what they say.
+
+    Attributes:
+        keys: swept keys by which the runs of one point differ.
+        n: most replicates of a point; 1 where there are none.
+        scope: for what intervals over them hold.
+        centre: the point that all others are compared with, in words: that of the first job.
+        centre_area: its FSC area, mean over its replicates.
+        standings: every other point beside the centre.
+        note: why runs that look like replicates are none, or empty.
+    """
+
+    keys: tuple[str, ...]
+    n: int
+    scope: Scope
+    centre: str
+    centre_area: float
+    standings: tuple[Standing, ...]
+    note: str = ""
+
 
 class Effect(NamedTuple):
     """Marginal effect of one value: the score of all runs that have it.
@@ -276,12 +343,14 @@ class Comparison:
             that exist, then whether the run cannot be told from the first.
         start: metrics of the consensus under the same mask, named as in `table`.
         effects: of each value of each swept parameter, on the FSC area and, where known, on the truth's.
-        is_full_grid: every combination of the swept values finished exactly once.
-        noise: difference in FSC area that a single run on each side cannot resolve (95 %).
+        is_full_grid: every combination of the swept values finished, and equally often.
+        noise: difference in FSC area that is not resolved (95 %): of a single run on each side, or, where
+            points have replicates, the median half width of the paired intervals.
         headline: two or three sentences, the result.
         findings: further sentences: gain over the consensus, effect of each parameter.
         truth: agreement with the truth, for simulated data.
         warnings: what limits the comparison.
+        replication: replicates, and every point beside the centre.
     """
 
     study: str
@@ -298,6 +367,12 @@ class Comparison:
     findings: tuple[str, ...]
     truth: TruthAgreement | None
     warnings: tuple[str, ...]
+    replication: Replication
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """Swept keys without those that make replicates."""
+        return tuple(key for key in self.swept if key not in self.replication.keys)
 
     def label(self, run: Run) -> str:
         """The point of a run in words, such as `dilation_radius 7, soft_padding_width 16`."""
@@ -388,12 +463,21 @@ def compare(runs: Sequence[Run]) -> Comparison:
         reasons = "; ".join(f"{run.name}: {run.reason}" for run in failed) or "none were given"
         raise ValueError(f"no finished run to compare ({reasons})")
     _check_names(finished)
-    _check_one_ruler(finished)
     swept, fixed = _swept_keys([run for run in runs if run.is_finished or run.swept])
+    replicate_keys = tuple(key for key in swept if key in REPLICATE_KEYS)
+    choices = tuple(key for key in swept if key not in replicate_keys)
+    # the map that a mask is cut from belongs to its replicate, and differences are taken within one
+    for replicate in _by(finished, replicate_keys).values():
+        _check_one_ruler(replicate)
+    finished = _ordered(finished, choices)
+    replication = _replication(finished, choices, replicate_keys)
     noise = 1.96 * math.sqrt(2.0) * max(run.summary[SCORE_SD] for run in finished)
-    table = _table(finished, swept, noise)
-    effects = _effects(finished, swept)
-    full = _is_full_grid(finished, swept)
+    if replication.n > 1:
+        noise = _paired_noise(replication, noise)
+    tied = _tied(finished, choices, replication, noise)
+    table = _table(finished, swept, tied)
+    effects = _effects(finished, choices)
+    full = _is_full_grid(finished, choices)
     start = _start(finished[0])
     return Comparison(
         study=", ".join(dict.fromkeys(run.study for run in runs)),
@@ -406,14 +490,20 @@ def compare(runs: Sequence[Run]) -> Comparison:
         effects=effects,
         is_full_grid=full,
         noise=noise,
-        headline=_headline(finished, swept, table, noise),
+        headline=(
+            _replicated_headline(finished, choices, replication)
+            if replication.n > 1
+            else _headline(finished, swept, table, noise)
+        ),
         findings=(
+            *(_standing_sentences(replication, finished[0], choices) if replication.n > 1 else ()),
             *_gain_sentence(table, start, noise),
-            *_effect_sentences(effects, swept, noise),
+            *_effect_sentences(effects, choices, noise),
             *_truth_gain_sentence(finished[0], swept, start),
         ),
         truth=_agreement(finished, swept, start, noise),
-        warnings=_warnings(finished, failed, full),
+        warnings=(*([replication.note] if replication.note else []), *_warnings(finished, failed, full)),
+        replication=replication,
     )
 
 
@@ -462,7 +552,7 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
 
 def _read_summary(folder: Path) -> dict[str, float]:
     summary = {str(key): float(value) for key, value in _read_json(folder, "summary.json").items()}
-    optional = {GAIN, *(column.key for column in COLUMNS if column.key.startswith("truth/"))}
+    optional = {GAIN, HELD_OUT, *(column.key for column in COLUMNS if column.key.startswith("truth/"))}
     needed = [column.key for column in COLUMNS if column.key not in optional]
     needed += [column.start_key for column in COLUMNS if column.key in (SCORE, GSFSC) and column.start_key]
     absent = [key for key in needed if key not in summary]
@@ -519,14 +609,104 @@ def _swept_keys(runs: Sequence[Run]) -> tuple[tuple[str, ...], dict[str, str]]:
     return varying, {key: next(iter(values[key])) for key in keys if key not in varying}
 
 
-def _table(runs: Sequence[Run], swept: Sequence[str], noise: float) -> pd.DataFrame:
+def _by(runs: Iterable[Run], keys: Sequence[str]) -> dict[str, list[Run]]:
+    """Runs with equal values of `keys`, by those values in words."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(point_label(run, keys) if keys else "all", []).append(run)
+    return found
+
+
+def _ordered(runs: Sequence[Run], choices: Sequence[str]) -> list[Run]:
+    """Points by rank sum of their mean FSC area and held-out likelihood, the replicates of one together.
+
+    Where some runs have no likelihood, by FSC area alone; equal rank sums by likelihood.
+    """
+    points = list(_by(runs, choices).values()) if choices else [[run] for run in runs]
+    area = np.array([np.mean([run.summary[SCORE] for run in point]) for point in points])
+    if not all(HELD_OUT in run.summary for run in runs):
+        order = np.argsort(-area, kind="stable")
+    else:
+        held_out = np.array([np.mean([run.summary[HELD_OUT] for run in point]) for point in points])
+        order = np.lexsort((-held_out, rank_sum([area.astype(np.float64), held_out.astype(np.float64)])))
+    return [run for place in order for run in points[int(place)]]
+
+
+def _replication(runs: Sequence[Run], choices: Sequence[str], keys: tuple[str, ...]) -> Replication:
+    """Pair the runs of each point with those of the centre, replicate by replicate."""
+    replicates = _by(runs, keys)
+    note, scope = "", Scope.ONE_RUN
+    if len(replicates) > 1:
+        data = {name: group[0].data() for name, group in replicates.items()}
+        scope = Scope.THESE_PARTICLES
+        if len({found[:-1] for found in data.values()}) == len(data):
+            scope = Scope.OTHER_PARTICLES
+        elif len(set(data.values())) < len(data):
+            scope = Scope.ONE_RUN
+            note = (
+                f"Runs that differ in {', '.join(keys)} have the same particles in the same half sets, so "
+                "they are no replicates and are not tested as such; data.resplit=true draws new half sets."
+            )
+        elif any(run.data() != data[name] for name, group in replicates.items() for run in group):
+            note = "The runs of a replicate do not all have the same particles in the same half sets."
+    points = _by(runs, choices)
+    if scope is Scope.ONE_RUN:
+        points = {name: group[:1] for name, group in points.items()}
+    settings = {
+        name: {
+            point_label(run, keys) if keys and scope is not Scope.ONE_RUN else "one": run.scores()
+            for run in group
+        }
+        for name, group in points.items()
+    }
+    first = min(runs, key=lambda run: (int(run.job) if run.job.isdigit() else math.inf, run.job))
+    centre = next(name for name, group in _by(runs, choices).items() if first in group)
+    standings = against_centre(settings, centre, scope=scope) if choices else ()
+    areas = [scores.area for scores in settings[centre].values()]
+    most = max(map(len, settings.values()))
+    return Replication(keys, most, scope, centre, float(np.mean(areas)), standings, note)
+
+
+def _paired_noise(replication: Replication, otherwise: float) -> float:
+    widths = [0.5 * (each.area.high - each.area.low) for each in replication.standings if each.n > 1]
+    return float(np.median(widths)) if widths else otherwise
+
+
+def _tied(
+    runs: Sequence[Run], choices: Sequence[str], replication: Replication, noise: float
+) -> dict[str, bool]:
+    """Which runs cannot be told from the first: by the bar of one run, or by paired tests of the points."""
     best = runs[0].summary[SCORE]
+    if replication.n < 2 or not choices:
+        return {run.name: abs(best - run.summary[SCORE]) < noise for run in runs}
+    points = _by(runs, choices)
+    by_replicate = {
+        name: {point_label(run, replication.keys): run.summary[SCORE] for run in group}
+        for name, group in points.items()
+    }
+    leader = by_replicate.pop(next(iter(points)))
+    p: dict[str, float] = {}
+    for name, scores in by_replicate.items():
+        common = [key for key in scores if key in leader]
+        p[name] = 1.0
+        if len(common) > 1:
+            pair = [np.array([each[key] for key in common]) for each in (scores, leader)]
+            p[name] = paired_difference(pair[0], pair[1]).p
+    adjusted = dict(zip(p, holm(np.array(list(p.values()))), strict=True))
+    return {
+        run.name: adjusted.get(name, 0.0) >= 0.05 or name not in p
+        for name, group in points.items()
+        for run in group
+    }
+
+
+def _table(runs: Sequence[Run], swept: Sequence[str], tied: Mapping[str, bool]) -> pd.DataFrame:
     rows: list[dict[str, object]] = []
     for run in runs:
         row: dict[str, object] = {key: show(run.swept.get(key)) for key in swept}
         metrics = {**run.summary, GAIN: run.summary[SCORE] - run.summary["start/fsc_area_frozen"]}
         row |= {column.key: metrics.get(column.key, math.nan) for column in COLUMNS}
-        row[TIED] = best - run.summary[SCORE] < noise
+        row[TIED] = tied[run.name]
         rows.append(row)
     table = pd.DataFrame(rows, index=pd.Index([run.name for run in runs], name="run"))
     return table.dropna(axis="columns", how="all")
@@ -568,14 +748,16 @@ def _effects(runs: Sequence[Run], swept: Sequence[str]) -> tuple[Effect, ...]:
 def _is_full_grid(runs: Sequence[Run], swept: Sequence[str]) -> bool:
     points = [tuple(show(run.swept.get(key)) for key in swept) for run in runs]
     combinations = math.prod(len(set(values)) for values in zip(*points, strict=True))
-    return combinations == len(points) == len(set(points))
+    # replicates repeat a point, all of them equally often
+    return combinations == len(set(points)) and len({points.count(point) for point in points}) == 1
 
 
 def _headline(
     runs: Sequence[Run], swept: Sequence[str], table: pd.DataFrame, noise: float
 ) -> tuple[str, ...]:
     first = runs[0]
-    leader = f"Highest FSC area: {point_label(first, swept)} ({first.summary[SCORE]:.3f}, one run)"
+    by = "First by rank sum of FSC area and held-out likelihood" if HELD_OUT in table else "Highest FSC area"
+    leader = f"{by}: {point_label(first, swept)} ({first.summary[SCORE]:.3f}, one run)"
     if len(runs) == 1:
         return (f"{leader}; nothing to compare it with.",)
     tied = [point_label(run, swept) for run in runs[1:] if bool(table.loc[run.name, TIED])]
@@ -585,7 +767,7 @@ def _headline(
         verdict = f"Not distinguishable from it here: {'; '.join(tied[:NAMED])}{more}."
     else:
         verdict = (
-            "Every other run is lower by more than that, but with one run per point it stays a candidate."
+            "Every other run differs by more than that, but with one run per point it stays a candidate."
         )
     caution = (
         "The bar is a formula for single runs that takes them as independent; it is not a paired test, and "
@@ -593,6 +775,46 @@ def _headline(
         "into a result."
     )
     return bar, verdict, caution
+
+
+def _replicated_headline(
+    runs: Sequence[Run], choices: Sequence[str], replication: Replication
+) -> tuple[str, ...]:
+    """The leader, and what replicates say of it; nobody is ranked within what they cannot tell apart."""
+    points = _by(runs, choices)
+    leader = next(iter(points))
+    areas = {name: float(np.mean([run.summary[SCORE] for run in group])) for name, group in points.items()}
+    known = all(HELD_OUT in run.summary for run in runs)
+    by = "by rank sum of FSC area and held-out likelihood" if known else "by FSC area"
+    first = f"First {by}: {leader} (mean FSC area {areas[leader]:.3f}, {len(points[leader])} replicates)."
+    if not choices:
+        spread = float(np.std([run.summary[SCORE] for run in runs], ddof=1))
+        return (f"One point in {len(runs)} replicates: mean FSC area {areas[leader]:.3f}, SD {spread:.4f}.",)
+    said = [standing.verdict.sentence for standing in replication.standings if standing.setting == leader]
+    if not said:
+        said = [f"It is the centre that all others are compared with ({len(points) - 1} points)."]
+    picks: list[str] = []
+    highest = max(areas, key=lambda name: areas[name])
+    if known:
+        poses = {
+            name: float(np.mean([run.summary[HELD_OUT] for run in group])) for name, group in points.items()
+        }
+        best_poses = max(poses, key=lambda name: poses[name])
+        if {highest, best_poses} != {leader}:
+            picks = [f"FSC area alone would put {highest} first, the likelihood alone {best_poses}."]
+    scope = (
+        f"Intervals (95 %) and tests over the replicates hold for {replication.scope.value}; p-values are "
+        f"adjusted for {len(replication.standings)} comparisons with {replication.centre}."
+    )
+    return first, said[0], *picks, scope
+
+
+def _standing_sentences(replication: Replication, first: Run, choices: Sequence[str]) -> list[str]:
+    """The verdict on every point but the centre and the first (the headline has it), telling ones first."""
+    order = list(Kind)
+    standings = sorted(replication.standings, key=lambda each: order.index(each.verdict.kind))
+    leader = point_label(first, choices)
+    return [each.verdict.sentence for each in standings if each.setting != leader]
 
 
 def _gain_sentence(table: pd.DataFrame, start: Mapping[str, float], noise: float) -> tuple[str, ...]:
@@ -639,7 +861,7 @@ def _agreement(
     by_area = _spearman(scores, [run.summary[TRUTH_SCORE] for run in known])
     by_rotation = _spearman(scores, [-run.summary[ROTATION_ERROR] for run in known])
     ranks = _rank_sentences(known, swept, by_area, by_rotation, noise)
-    sentences = [*ranks, *_parted_sentences(known, swept, start)]
+    sentences = [*ranks, *_order_sentence(known), *_parted_sentences(known, swept, start)]
     return TruthAgreement(len(known), by_area, by_rotation, tuple(sentences))
 
 
@@ -700,6 +922,21 @@ def _rank_sentences(
     if best_map is first and best_poses is first:
         sentences.append("The leader by FSC area also has the best map and the best poses by truth.")
     return sentences
+
+
+def _order_sentence(known: Sequence[Run]) -> list[str]:
+    """How the order of the table, where it is that of the rank sum, fares against the truth."""
+    if not all(HELD_OUT in run.summary for run in known):
+        return []
+    place = [-float(position) for position in range(len(known))]
+    by_area = _spearman(place, [run.summary[TRUTH_SCORE] for run in known])
+    by_rotation = _spearman(place, [-run.summary[ROTATION_ERROR] for run in known])
+    if math.isnan(by_area) or math.isnan(by_rotation):
+        return []
+    return [
+        f"The order of the table, by rank sum of FSC area and held-out likelihood: Spearman {by_area:.2f} "
+        f"with the FSC area against the true map, {by_rotation:.2f} with minus the median rotation error."
+    ]
 
 
 def _parted_sentences(known: Sequence[Run], swept: Sequence[str], start: Mapping[str, float]) -> list[str]:
@@ -788,7 +1025,7 @@ def _legend(columns: Sequence[Column], dropped: Sequence[Column]) -> list[str]:
     size = max(len(column.title) for column in columns)
     lines = [
         "Scoring mask: the one mask under which every run is scored, whatever mask it was refined with.",
-        "~ after the rank: cannot be told from #1 with one run each.",
+        "~ after the rank: cannot be told from #1.",
         *(f"{column.title:<{size}}  {column.meaning}" for column in columns),
     ]
     if dropped:

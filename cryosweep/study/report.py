@@ -119,6 +119,7 @@ def _content(comparison: Comparison) -> dict[str, object]:
             column.show(comparison.start.get(column.key, math.nan)) for column in _visible_columns(comparison)
         ],
         "curve_types": _present_types(comparison.runs[0]),
+        "standings": _standings(comparison),
         "effects": [name for name in figures if name.startswith("effect")],
         "slices": _slices(comparison, scoring_mask),
         "images_left_out": max(0, len(comparison.runs) - MOST_IMAGES),
@@ -159,6 +160,22 @@ def _rows(comparison: Comparison, colours: dict[str, str]) -> list[dict[str, obj
         tied = rank > 1 and bool(comparison.table.at[run.name, TIED])
         rows.append({"rank": rank, "tied": tied, "run": run, "colour": colours[run.name], "values": values})
     return rows
+
+
+def _standings(comparison: Comparison) -> list[dict[str, str]]:
+    """Every point beside the centre, as printed."""
+    return [
+        {
+            "setting": each.setting,
+            "n": str(each.n),
+            "mean": f"{each.mean_area:.3f}",
+            "area": each.area.show(3),
+            "p": f"{each.area_p:.3f}" if each.n > 1 else "",
+            "likelihood": "" if each.likelihood is None else each.likelihood.show(2),
+            "verdict": each.verdict.kind.value,
+        }
+        for each in comparison.replication.standings
+    ]
 
 
 def _facts(comparison: Comparison, scoring_mask: Map) -> list[tuple[str, str]]:
@@ -218,9 +235,9 @@ def _figures(comparison: Comparison, mask: Map, colours: dict[str, str]) -> Iter
     yield "fsc", _fsc_figure(comparison, 2.0 * mask.pixel_size, colours)
     if TRUTH_RESOLUTION in comparison.table:
         yield "truth", _truth_figure(comparison)
-    for number, key in enumerate(comparison.swept):
+    for number, key in enumerate(comparison.choices):
         yield f"effect{number}", _effect_figure(comparison, key)
-    if len(comparison.swept) == 2:
+    if len(comparison.choices) == 2:
         yield "grid", _grid_figure(comparison)
     yield "poses", _pose_figure(comparison, colours)
 
@@ -342,6 +359,13 @@ def _effect_figure(comparison: Comparison, key: str) -> go.Figure:
                 y=comparison.start[score], line={"color": BLACK, "width": 1, "dash": "dash"}, row=row, col=1,
                 annotation_text="start", annotation_position="bottom right",
             )  # fmt: skip
+        if score == SCORE:
+            centre = comparison.replication.centre_area
+            for side, words in ((-1.0, ""), (1.0, "noise about the centre")):
+                figure.add_hline(
+                    y=centre + side * comparison.noise, line={"color": GREY, "width": 1, "dash": "dot"},
+                    row=row, col=1, annotation_text=words, annotation_position="top right",
+                )  # fmt: skip
     order = [e.value for e in comparison.effects if e.parameter == key and e.score == SCORE]
     figure.update_xaxes(type="category", categoryorder="array", categoryarray=order)
     figure.update_xaxes(title=key, row=len(scores), col=1)
@@ -373,7 +397,7 @@ def _draw_effect(figure: Any, comparison: Comparison, effects: Sequence[Effect],
 
 def _grid_figure(comparison: Comparison) -> go.Figure:
     """Heat map of the scores over exactly two swept parameters; a point that was not run stays empty."""
-    across, up = comparison.swept
+    across, up = comparison.choices
     scores = _scores(comparison)
     columns = value_order(comparison.table[across])
     rows = value_order(comparison.table[up])
@@ -381,11 +405,8 @@ def _grid_figure(comparison: Comparison) -> go.Figure:
         rows=1, cols=len(scores), subplot_titles=[title for _, title in scores], horizontal_spacing=0.16
     )
     for number, (score, _) in enumerate(scores, start=1):
-        grid = np.full((len(rows), len(columns)), np.nan)
-        for _, run in _ranked(comparison):
-            place = rows.index(show(run.swept.get(up))), columns.index(show(run.swept.get(across)))
-            value: Any = comparison.table.at[run.name, score]
-            grid[place] = np.nanmax([grid[place], value])
+        mean: Any = comparison.table.groupby([up, across])[score].mean()
+        grid = np.array([[mean.get((row, column), math.nan) for column in columns] for row in rows])
         text = [["" if math.isnan(value) else f"{value:.3f}" for value in line] for line in grid]
         figure.add_heatmap(
             x=columns, y=rows, z=grid, text=text, texttemplate="%{text}", colorscale="Cividis",

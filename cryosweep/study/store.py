@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,6 +26,25 @@ def digest_file(path: Path) -> str:
     """sha256 of the bytes of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One result in a store.
+
+    Attributes:
+        stage: that made it.
+        version: of the stage.
+        folder: where it lies; its name is the key.
+        size: bytes of its files.
+        used: when a job last asked for it, or made it.
+    """
+
+    stage: str
+    version: int
+    folder: Path
+    size: int
+    used: datetime
 
 
 class Store:
@@ -69,6 +90,7 @@ class Store:
         folder = self.root / stage / key
         if _is_whole(folder):
             log.info("%s: already there (%s)", stage, key[:12])
+            os.utime(folder / MANIFEST)  # the time of its last use
             return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _alone(Path(f"{folder}.lock"), stage):
@@ -95,6 +117,45 @@ class Store:
                 shutil.rmtree(made, ignore_errors=True)
             log.info("%s: made in %.1f s (%s)", stage, time.monotonic() - began, key[:12])
         return folder
+
+    def entries(self) -> list[Entry]:
+        """Every whole result, by stage, the latest used first."""
+        found: list[Entry] = []
+        for manifest in self.root.glob(f"*/*/{MANIFEST}"):
+            if ".making." in manifest.parent.name:
+                continue
+            told = json.loads(manifest.read_text(encoding="utf-8"))
+            size = sum(path.stat().st_size for path in _files(manifest.parent))
+            used = datetime.fromtimestamp(manifest.stat().st_mtime, UTC)
+            found.append(Entry(str(told["stage"]), int(told["version"]), manifest.parent, size, used))
+        return sorted(found, key=lambda entry: (entry.stage, -entry.used.timestamp()))
+
+    def remnants(self) -> list[Path]:
+        """Folders that a killed process left half made: those that nobody is making now."""
+        return [path for path in sorted(self.root.glob("*/*.making.*")) if not _is_being_made(path)]
+
+    def remove(self, folder: Path) -> bool:
+        """Delete a result or a remnant; False if a process is making that result just now."""
+        lock = _lock_of(folder)
+        try:
+            with lock.acquire(timeout=0):
+                shutil.rmtree(folder)
+        except Timeout:
+            return False
+        return True
+
+
+def _lock_of(folder: Path) -> FileLock:
+    """The lock of a result, or of the result that a remnant was to become."""
+    return FileLock(folder.with_name(f"{folder.name.split('.making.')[0]}.lock"))
+
+
+def _is_being_made(folder: Path) -> bool:
+    try:
+        with _lock_of(folder).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def _files(folder: Path) -> list[Path]:

@@ -171,6 +171,7 @@ def close_sweep(folder: Path, *, interrupted: bool = False) -> dict[str, Any]:
             "job": record["job"],
             "name": record["name"],
             "folder": job.name,
+            "taken_from": record.get("taken_from"),
             "status": record["status"],
             "error": None if record["status"] == "FINISHED" else record["stop_reason"],
         }

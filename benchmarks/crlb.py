@@ -11,7 +11,9 @@ unknown, bounds the covariance of an unbiased estimate.
 `efficiency` is the median rotation error over 0.89 times the rms bound (the median of the norm of an
 isotropic 3-d normal is 0.89 of its rms): 1.00 is an efficient estimator. `against draws` divides by the
 median of errors drawn from each particle's own bound instead, which an anisotropic bound, or one that varies
-between particles, does not distort. Two shares say what a shortfall is due to: `missed`, particles whose
+between particles, does not distort. `own` is the same ratio for a whole refinement of those images (five
+iterations from the maps that the consensus poses give; one rigid change of frame is taken out), whose
+references are its own. Two shares say what a shortfall is due to: `missed`, particles whose
 search ended more than 1 in log-likelihood below the optimum next to the true pose (the search failed), and
 `likelier`, particles where it ended more than 1 above that (noise made another pose better: no search can
 help, a prior may). The last line is one JSON object.
@@ -31,13 +33,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cryosweep.ctf import contrast_transfer
-from cryosweep.fourier import HalfPlane, half_plane, shift_phase
+from cryosweep.ctf import Optics, contrast_transfer
+from cryosweep.fourier import HalfPlane, gaussian_filter, half_plane, images_of_spectrum, shift_phase
 from cryosweep.geometry import angle_between
 from cryosweep.io import read_particles
+from cryosweep.io.maps import open_stack_for_writing
+from cryosweep.io.particles import new_particles, write_particles
 from cryosweep.likelihood import log_likelihood_quadratic
-from cryosweep.mask import centre_of_mass, mask_radius_px
+from cryosweep.mask import centre_of_mass, mask_radius_px, soft_mask, threshold_of
 from cryosweep.projector import Reference, make_reference, slices
+from cryosweep.reconstruction import reconstruct_half_maps
+from cryosweep.refinement import RefinementSettings, refine
 from cryosweep.search import (
     Poses,
     SearchResult,
@@ -51,9 +57,11 @@ from cryosweep.simulate import (
     DOMAINS,
     SimulationSettings,
     Truth,
+    align_frames,
     load_ribosome,
     load_truth,
     noise_power,
+    pose_errors,
     render_domain,
     simulate,
 )
@@ -77,6 +85,8 @@ class Images:
     start: Poses
     lever_px: Tensor
     radius_px: float
+    density: Tensor
+    optics: Optics
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,12 @@ class Measured:
     drawn: float
     missed: float
     likelier: float
+    own_error: float
+
+    @property
+    def own_efficiency(self) -> float:
+        """The same of a refinement with its own references."""
+        return self.own_error / (MEDIAN_OVER_RMS * self.bound)
 
     @property
     def efficiency(self) -> float:
@@ -132,7 +148,45 @@ def domain_images(name: str, folder: Path, settings: SimulationSettings, truth: 
         start=Poses(particles.rotations.float(), torch.zeros(len(particles), 2)),
         lever_px=((centre - hinge) / pixel_size).float(),
         radius_px=mask_radius_px(region, centre_of_mass(region)),
+        density=volume.float(),
+        optics=particles.optics,
     )
+
+
+def own_reference(
+    images: Images, samples: Tensor, settings: SimulationSettings, arguments: argparse.Namespace
+) -> float:
+    """Median rotation error (degrees) of a refinement of the images from their consensus poses."""
+    pixel_size, box, count = settings.pixel_size, settings.box_size, len(samples)
+    with tempfile.TemporaryDirectory() as scratch:
+        stack = Path(scratch) / "images.mrcs"
+        with open_stack_for_writing(stack, count=count, box_size=box, pixel_size=pixel_size) as out:
+            out[:] = images_of_spectrum(samples, images.plane).numpy()
+        particles = new_particles(
+            Path(scratch) / "particles.star", stack=stack, rotations=images.start.rotations.double(),
+            shifts=torch.zeros(count, 2), optics=images.optics, half_sets=torch.arange(count) % 2,
+            pixel_size=pixel_size, box_size=box,
+        )  # fmt: skip
+        write_particles(particles, particles.path, rotations=particles.rotations, shifts=particles.shifts)
+        particles = read_particles(particles.path)
+        start = reconstruct_half_maps(particles, particles.rotations, particles.shifts, device=CPU)
+        smooth = gaussian_filter(images.density, sigma=4.0, pixel_size=pixel_size)
+        mask = soft_mask(
+            smooth, threshold=threshold_of(smooth, 0.15, unit="fraction"), dilation_radius_px=7 / pixel_size,
+            soft_padding_width_px=16 / pixel_size,
+        )  # fmt: skip
+        result = refine(
+            particles, start, mask, fulcrum=-images.lever_px.double() * pixel_size, device=CPU,
+            settings=RefinementSettings(
+                rotation_extent=arguments.rotation_extent, shift_extent=arguments.shift_extent,
+                rotation_prior=arguments.rotation_prior, max_iterations=5,
+            ),
+        )  # fmt: skip
+    truth = images.truth.rotations.double(), images.truth.shifts_px.double() * pixel_size
+    origin = torch.zeros(3, dtype=torch.float64)
+    frame = align_frames(result.rotations, result.shifts, *truth, point=origin)
+    turned, _ = pose_errors(result.rotations, result.shifts, *truth, frame=frame, point=origin)
+    return float(turned.median())
 
 
 def measure(
@@ -143,7 +197,8 @@ def measure(
     generator = torch.Generator().manual_seed(settings.seed + 1)
     # a sample of circular complex noise of variance v: v / 2 in each part
     drawn = torch.randn(*images.signal.shape, 2, generator=generator) * (noise / 2).sqrt()[:, None]
-    samples = (images.signal + torch.view_as_complex(drawn)) * images.transfer / noise
+    noisy = images.signal + torch.view_as_complex(drawn)
+    samples = noisy * images.transfer / noise
     weights = images.transfer.square() / noise
     space = SearchSpace(
         rotation_extent=math.radians(arguments.rotation_extent),
@@ -208,6 +263,7 @@ def measure(
         drawn=math.degrees(float(draws.norm(dim=1).median())),
         missed=float((gain < -1.0).float().mean()),
         likelier=float((gain > 1.0).float().mean()),
+        own_error=own_reference(images, noisy, settings, arguments) if arguments.own else math.nan,
     )
 
 
@@ -223,6 +279,7 @@ def main() -> None:
     parser.add_argument("--rotation-extent", type=float, default=30.0, help="degrees")
     parser.add_argument("--shift-extent", type=float, default=15.0, help="Å")
     parser.add_argument("--rotation-prior", type=float, help="degrees, sigma per axis; none by default")
+    parser.add_argument("--own", action="store_true", help="refine too, with references of its own")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -256,27 +313,32 @@ def main() -> None:
     )
     header = (
         "domain", "SNR", "bound rms", "error med", "p90", "from truth", "shift bound", "shift med",
-        "missed", "likelier", "against draws", "efficiency (range)",
+        "missed", "likelier", "against draws", "own (range)", "efficiency (range)",
     )  # fmt: skip
     print(" ".join(f"{name:>11s}" for name in header))
     efficiency: dict[str, dict[str, float]] = {}
     against_draws: dict[str, dict[str, float]] = {}
+    own: dict[str, dict[str, float]] = {}
     for (domain, snr), runs in measured.items():
 
         def middle(name: str, runs: list[Measured] = runs) -> float:
             return statistics.median(getattr(run, name) for run in runs)
 
         ratios = [run.efficiency for run in runs]
+        owned = [run.own_efficiency for run in runs]
+        own.setdefault(domain, {})[f"{snr:g}"] = round(statistics.median(owned), 4)
         drawn = statistics.median(run.error / run.drawn for run in runs)
         print(
             f"{domain:>11s} {snr:11g} {middle('bound'):10.2f}° {middle('error'):10.2f}° "
             f"{middle('error_p90'):10.2f}° {middle('from_truth'):10.2f}° {middle('shift_bound'):9.2f} Å "
             f"{middle('shift_error'):9.2f} Å {middle('missed'):11.3f} {middle('likelier'):11.3f} "
-            f"{drawn:13.3f} {statistics.median(ratios):8.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+            f"{drawn:13.3f} {statistics.median(owned):8.3f} ({min(owned):.3f} to {max(owned):.3f}) "
+            f"{statistics.median(ratios):8.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
         )
         efficiency.setdefault(domain, {})[f"{snr:g}"] = round(statistics.median(ratios), 4)
         against_draws.setdefault(domain, {})[f"{snr:g}"] = round(drawn, 4)
-    print(json.dumps({"efficiency": efficiency, "efficiency_against_draws": against_draws}))
+    found = {"efficiency": efficiency, "efficiency_against_draws": against_draws}
+    print(json.dumps(found | ({"efficiency_own": own} if arguments.own else {})))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
-"""The two inner loops of a refinement as single functions of plain arrays, for `torch.compile` to fuse.
+"""The inner loop of a refinement as a single function of plain arrays, for `torch.compile` to fuse.
 
-Reading slices with their derivatives, and writing slices, take nearly all of the time. Run eagerly, each
-operation passes over memory by itself; `cryosweep.likelihood` and `cryosweep.projector` do what can be done
-about that. Compiled, a sample is read, used and summed in registers: on a CPU the compiler makes one loop of
-each function, on a GPU one Triton kernel, from this same source.
+Reading slices with their derivatives takes most of the time. Run eagerly, each operation passes over memory
+by itself; `cryosweep.likelihood` does what can be done about that. Compiled, a sample is read, used and summed
+in registers: on a CPU the compiler makes one loop of the function, on a GPU one Triton kernel, from this source.
 
 Compiling takes half a minute the first time and pays for long jobs only, so it is the caller's choice.
 Everything that changes from call to call is an argument with a symbolic size, so that one compilation serves
-all bands and boxes.
+all bands and boxes. Writing slices stays eager: compiled, its additions are atomic, and slower.
 """
 
 from __future__ import annotations
@@ -97,62 +96,24 @@ def quadratic_sums(
     return torch.stack(sums, dim=1)
 
 
-def insert_sums(
-    numerator: Tensor, weight: Tensor, values: Tensor, weights: Tensor, rotations: Tensor, k: Tensor,
-    side: int, pad: int,
-) -> None:  # fmt: skip
-    """Add slices to a cube, each sample to the 8 corners of its cell, in place.
-
-    Args:
-        numerator: (2, side^3) real and imaginary parts.
-        weight: (side^3,).
-        values: (b, K, 2).
-        weights: (b, K).
-        rotations: (b, 3, 3).
-        k: (K, 2).
-        side: points along an edge of the cube.
-        pad: points of the cube per shell.
-    """
-    kx, ky = k[:, 0], k[:, 1]
-    half = side // 2
-    x, y, z = (
-        pad * (rotations[:, 0, axis, None] * kx + rotations[:, 1, axis, None] * ky) + half
-        for axis in range(3)
-    )
-    cell_x, cell_y, cell_z = x.floor(), y.floor(), z.floor()
-    index = (cell_z.long() * side + cell_y.long()) * side + cell_x.long()
-    x, y, z = x - cell_x, y - cell_y, z - cell_z
-    for corner in range(8):
-        share = (z if corner & 4 else 1 - z) * (y if corner & 2 else 1 - y) * (x if corner & 1 else 1 - x)
-        place = index + ((corner >> 2) * side * side + (corner >> 1 & 1) * side + (corner & 1))
-        numerator[0].index_put_((place,), values[..., 0] * share, accumulate=True)
-        numerator[1].index_put_((place,), values[..., 1] * share, accumulate=True)
-        weight.index_put_((place,), weights * share, accumulate=True)
-
-
 @cache
 def compiled_quadratic_sums() -> Callable[..., Tensor]:
     """`quadratic_sums`, compiled for any sizes."""
     return torch.compile(quadratic_sums, dynamic=True)
 
 
-@cache
-def compiled_insert_sums() -> Callable[..., None]:
-    """`insert_sums`, compiled for any sizes."""
-    return torch.compile(insert_sums, dynamic=True)
-
-
 def can_compile(device: torch.device) -> bool:
-    """Whether both functions compile here and give what they give eagerly; if not, the log says why.
+    """Whether the function compiles here and gives what it gives eagerly; if not, the log says why.
 
     A compiler that is missing, or one that a PyTorch release does not know, shows only when it is used.
     """
     try:
         return _compiles(device)
     except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
         log.warning(
-            "compute.compile: the kernels cannot be compiled here (%s); they run uncompiled, a few times "
-            "slower", str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
+            "compute.compile: the inner loop cannot be compiled here (%s); it runs uncompiled, about half as "
+            "fast", reason[0],
         )  # fmt: skip
         return False
 
@@ -171,10 +132,5 @@ def _compiles(device: torch.device) -> bool:
     pose = (rotations, drawn(2, 2))
     expected = quadratic_sums(*read, *pose, side, pad, box_size)
     found = compiled_quadratic_sums()(*read, *pose, side, pad, box_size)
-    values, weights = drawn(2, 3, 2), drawn(2, 3).abs()
-    cubes = [(torch.zeros(2, side**3, device=device), torch.zeros(side**3, device=device)) for _ in range(2)]
-    insert_sums(*cubes[0], values, weights, rotations, k, side, pad)
-    compiled_insert_sums()(*cubes[1], values, weights, rotations, k, side, pad)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(cubes[1], cubes[0], rtol=1e-4, atol=1e-4)
     return True

@@ -22,7 +22,6 @@ from cryosweep.fourier import (
     pad_centre,
     shift_phase,
 )
-from cryosweep.kernels import compiled_insert_sums
 
 
 @dataclass(frozen=True)
@@ -185,7 +184,7 @@ def slices_with_gradient(reference: Reference, rotations: Tensor, plane: HalfPla
 
 @dataclass(frozen=True)
 class Accumulator:
-    """Sums that `insert` adds to, on a `Reference`'s cube: `numerator` (2, side^3), `weight` (side^3,)."""
+    """Sums that `insert` adds to, (side^3,) each on a `Reference`'s cube: complex `numerator`, `weight`."""
 
     numerator: Tensor
     weight: Tensor
@@ -199,7 +198,7 @@ def new_accumulator(
 ) -> Accumulator:
     """Empty sums for images of `box_size` up to `max_shell`."""
     side = cube_side(max_shell, pad)
-    numerator = torch.zeros(2, side**3, dtype=dtype, device=device)
+    numerator = torch.zeros(side**3, dtype=dtype.to_complex(), device=device)
     weight = torch.zeros(side**3, dtype=dtype, device=device)
     return Accumulator(numerator, weight, side, pad, box_size)
 
@@ -221,7 +220,7 @@ def insert(
     """
     side = sums.side
     index, w = _cells(plane, rotations, side=side, pad=sums.pad)
-    real, imaginary = values.real.reshape(-1), values.imag.reshape(-1)
+    samples = values.reshape(-1)
     flat = None if weights is None else weights.reshape(-1)
     for z in (0, 1):
         weight_z = w[2] if z else 1 - w[2]
@@ -230,26 +229,15 @@ def insert(
             for x in (0, 1):
                 share = weight_zy * (w[0] if x else 1 - w[0])
                 corner = index + (z * side * side + y * side + x)
-                sums.numerator[0].scatter_add_(0, corner, real * share)
-                sums.numerator[1].scatter_add_(0, corner, imaginary * share)
+                sums.numerator.scatter_add_(0, corner, samples * share)
                 if flat is not None:
                     sums.weight.scatter_add_(0, corner, flat * share)
-
-
-def compiled_insert(
-    sums: Accumulator, values: Tensor, weights: Tensor, rotations: Tensor, plane: HalfPlane
-) -> None:
-    """`insert` by the compiled kernel; equal to rounding."""
-    compiled_insert_sums()(
-        sums.numerator, sums.weight, torch.view_as_real(values.contiguous()), weights.contiguous(),
-        rotations.contiguous(), plane.k, sums.side, sums.pad,
-    )  # fmt: skip
 
 
 def fold_friedel(sums: Accumulator) -> tuple[Tensor, Tensor]:
     """Numerator (complex) and weight, each (side, side, side), with every sample's Friedel mate added."""
     side = sums.side
-    numerator = torch.complex(sums.numerator[0], sums.numerator[1]).reshape(side, side, side)
+    numerator = sums.numerator.reshape(side, side, side)
     weight = sums.weight.reshape(side, side, side)
     return numerator + numerator.flip(0, 1, 2).conj(), weight + weight.flip(0, 1, 2)
 

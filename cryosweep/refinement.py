@@ -40,7 +40,7 @@ from cryosweep.io.particles import Particles
 from cryosweep.kernels import can_compile
 from cryosweep.likelihood import noise_power
 from cryosweep.mask import centre_of_mass, mask_radius_px
-from cryosweep.projector import Reference, compiled_insert, insert, make_reference, new_accumulator
+from cryosweep.projector import Reference, insert, make_reference, new_accumulator
 from cryosweep.reconstruction import (
     FourierSums,
     HalfMaps,
@@ -129,7 +129,7 @@ class RefinementSettings:
         audit: share of the particles, at least 8, searched exhaustively in the last iteration; 0: none.
         seed: of the choice of those particles.
         correct_for_mask: take band and SSNR from the FSC less what the mask makes of it (else with it).
-        compile: compile the inner loops (`cryosweep.kernels`).
+        compile: compile the inner loop (`cryosweep.kernels`).
         marginalise: rebuild the maps from draws of the posterior of each particle whose pose is not known
             well enough for its image to be sharp at the band; else, and for all others, from the best pose.
     """
@@ -430,7 +430,7 @@ def refine(
                     advance(len(rows))
             grid = _working_grid(domain, band, limit)
             draws = _draws(new, curvature, anchor, space, domain, band, settings, seed=iteration)
-            sums = _insert_all(prepared, half_sets, new, draws, grid, compiled=compiled)
+            sums = _insert_all(prepared, half_sets, new, draws, grid)
             halves = [unfiltered(half) for half in sums]
             gsfsc = _whole_shells(fsc(*(half * grid.mask for half in halves)), grid)
             corrected = _whole_shells(mask_corrected_fsc(*halves, grid.mask), grid)
@@ -731,8 +731,7 @@ def _insertions(poses: Poses, draws: _Draws | None, rows: Tensor) -> Iterator[tu
 
 
 def _insert_all(
-    prepared: _PreparedImages, half_sets: Sequence[Tensor], poses: Poses, draws: _Draws | None, grid: _Grid,
-    *, compiled: bool,
+    prepared: _PreparedImages, half_sets: Sequence[Tensor], poses: Poses, draws: _Draws | None, grid: _Grid
 ) -> tuple[FourierSums, FourierSums]:  # fmt: skip
     """Sums of both half-sets at `poses`, or at draws where there are any, on the working grid."""
     plane = prepared.plane.up_to(grid.last_shell)
@@ -747,9 +746,7 @@ def _insert_all(
         weights = prepared.weights[rows, :samples].to(device) * inverse
         for kept, at, share in _insertions(poses, draws, rows):
             centred = share * values[kept] * shift_phase(plane, at.shifts_px).conj()
-            (compiled_insert if compiled else insert)(
-                sums[half], centred, share * weights[kept], at.rotations, plane
-            )
+            insert(sums[half], centred, share * weights[kept], at.rotations, plane)
     first, second = (finish_sums(half, max_shell=grid.last_shell) for half in sums)
     return first, second
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from cryosweep import config as schemas
-from cryosweep import diagnostics
+from cryosweep import diagnostics, rules
 from cryosweep.config import JobConfig, parse_length, parse_memory
 from cryosweep.fourier import gaussian_filter
 from cryosweep.io.maps import SAME_PIXEL_SIZE, Map, read_map, read_mask, write_map
 from cryosweep.io.markers import read_marker
 from cryosweep.io.particles import Particles, read_particles, write_particles
-from cryosweep.mask import centre_of_mass, check_mask, soft_mask, threshold_of
+from cryosweep.mask import centre_of_mass, measured_padding_px, soft_mask, threshold_of
 from cryosweep.progress import Progress
 from cryosweep.reconstruction import HalfMaps, fsc_weighted, reconstruct_half_maps
 from cryosweep.refinement import (
@@ -49,6 +49,8 @@ from cryosweep.study.assessment import (
     score_against_truth,
     start_summary,
 )
+from cryosweep.study.findings import FINDINGS_FILE, FINDINGS_TEXT, tags_of, write_findings
+from cryosweep.study.review import MaskOrigin, Review, review_result, review_setup
 from cryosweep.study.store import Store, digest_file
 from cryosweep.study.sweep import record_run
 from cryosweep.tracking import Tracker
@@ -59,6 +61,9 @@ CONSENSUS_VERSION = 1
 
 # A Gaussian of this share of a resolution leaves a tenth of the amplitude there: smooth enough for a mask.
 SMOOTHING_PER_LOWPASS = 1.0 / 3.0
+
+# Files of a run folder, besides maps and tables, that go to the tracking store.
+KEPT = ("summary.json", "run.json", FINDINGS_FILE, FINDINGS_TEXT)
 
 Result = TypeVar("Result")
 
@@ -95,16 +100,14 @@ def check_job(config: JobConfig) -> list[str]:
         particles = _attempt(found, lambda data=config.data: _read_relion(data))
         if particles is not None:
             box = particles.box_size, particles.pixel_size
-            limit = 2.0 * particles.pixel_size
-            if config.refinement.initial_lowpass < limit:
-                found.append(
-                    f"refinement.initial_lowpass={config.refinement.initial_lowpass:g}: lies beyond Nyquist "
-                    f"({limit:g} Å at the pixel size of {config.data.star}); give a coarser resolution"
-                )
+            found += _bands_beyond_nyquist(config, 2.0 * particles.pixel_size)
     for path in _map_files(config):
         volume = _attempt(found, lambda path=path: _read_volume(path))
         if volume is not None and box is not None:
             _attempt(found, lambda volume=volume, path=path, box=box: _check_grid(volume, path, *box))
+        if volume is not None and path in _mask_files(config):
+            wrong = rules.mask_values(float(volume.data.min()), float(volume.data.max()))
+            found += [] if wrong is None else [f"{path}: {wrong}"]
     fulcrum = config.fulcrum
     if isinstance(fulcrum, schemas.FulcrumMarker) and fulcrum.path is not None:
         _attempt(found, lambda path=fulcrum.path: read_marker(Path(path)))
@@ -131,7 +134,14 @@ def run_job(config: JobConfig, folder: Path, tracker: Tracker, progress: Progres
     mask = _aligning_mask(config, base, particles, device)
     ruler = _ruler(config, base, particles, device)
     fulcrum = _fulcrum(config, mask, start, particles)
-    notes = [*particles.notes, *_mask_notes(config, mask, particles)]
+    settings = _settings(config)
+    made = _mask_origin(config, base, mask, particles.pixel_size)
+    mean_start = 0.5 * (start.half_maps.half_a + start.half_maps.half_b)
+    setup = review_setup(
+        mask, mean_start, particles, fulcrum=fulcrum, settings=settings, made=made,
+        resolution=config.refinement.initial_lowpass,
+    )  # fmt: skip
+    notes = [*particles.notes, *map(str, setup)]
     for note in notes:
         progress.note(note)
     record_run(
@@ -139,16 +149,12 @@ def run_job(config: JobConfig, folder: Path, tracker: Tracker, progress: Progres
         inputs=_inputs(config, particles),
     )  # fmt: skip
 
-    settings = _settings(config)
     progress.start(len(particles) * (1 + settings.max_iterations), "refining")
     result = refine(
         particles, start.half_maps, mask, fulcrum=fulcrum, settings=settings, device=device,
         memory_budget=parse_memory(config.compute.memory_budget), advance=progress.advance,
         on_iteration=lambda record: tracker.metrics(_iteration_metrics(record), step=record.iteration),
     )  # fmt: skip
-    if result.audit is not None and result.audit.finding is not None:
-        notes.append(result.audit.finding)
-        progress.note(result.audit.finding)
     progress.start(len(particles), "reconstructing")
     half_maps = reconstruct_half_maps(
         particles, result.rotations, result.shifts, device=device, advance=progress.advance
@@ -158,18 +164,32 @@ def run_job(config: JobConfig, folder: Path, tracker: Tracker, progress: Progres
     start_curve = masked_fsc(start.half_maps, ruler.mask)
     truth, start_truth = _truth_scores(config, data, start, half_maps, result, ruler)
     summary = _summary(scored, start_curve, truth, start_truth, result, ruler, mask, particles)
+    review = review_result(
+        scored, half_maps, mask, particles, result, fulcrum=fulcrum, settings=settings, made=made
+    )  # fmt: skip
+    # the set-up again, now that the resolution is known
+    setup = review_setup(
+        mask, mean_start, particles, fulcrum=fulcrum, settings=settings, made=made,
+        resolution=summary["resolution/own_corrected_0143"],
+    )  # fmt: skip
+    findings = rules.worst_first((*setup, *review.findings))
+    notes += map(str, review.findings)
+    summary |= review.metrics
     summary["seconds"] = time.monotonic() - began
     summary["cpu_seconds"] = time.process_time() - cpu_began
 
     _write_volumes(folder, half_maps, scored, start, start_curve, mask, ruler)
     curves = curve_table(scored, start_curve, truth, start_truth)
-    _write_tables(folder, particles, result, curves, truth, start_truth)
+    _write_tables(folder, particles, result, review, curves, truth, start_truth)
     _draw(folder, scored, result, mask, fulcrum, settings, particles.pixel_size)
+    _draw_statistics(folder, particles, result, review, settings)
+    write_findings(folder, findings)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     record_run(
         folder, stop_reason=result.stop.value, notes=notes, seconds=summary["seconds"],
         cpu_seconds=summary["cpu_seconds"],
     )  # fmt: skip
+    tracker.tags(tags_of(findings))
     _log(tracker, folder, curves)
     return summary
 
@@ -262,6 +282,30 @@ def _map_files(config: JobConfig) -> list[str]:
     return [getattr(group, name) for group in chosen for name in names if hasattr(group, name)]
 
 
+def _mask_files(config: JobConfig) -> list[str]:
+    """Those of them that are finished masks."""
+    return [
+        group.path
+        for group in (config.mask, config.scoring)
+        if isinstance(group, schemas.MaskFile | schemas.ScoringFile)
+    ]
+
+
+def _bands_beyond_nyquist(config: JobConfig, nyquist: float) -> list[str]:
+    """Resolutions finer than the images of a STAR file can show; those of simulated data are told earlier."""
+    loop, scoring = config.refinement, config.scoring
+    asked = {
+        "refinement.initial_lowpass": loop.initial_lowpass, "refinement.max_resolution": loop.max_resolution,
+        "scoring.band_low": scoring.band_low, "scoring.band_high": scoring.band_high,
+    }  # fmt: skip
+    found = (
+        rules.band_beyond_nyquist(value, nyquist=nyquist, key=key)
+        for key, value in asked.items()
+        if value is not None
+    )
+    return [str(each) for each in found if each is not None]
+
+
 def _read_volume(path: str) -> Map:
     if not Path(path).is_file():
         raise ValueError(f"{path}: there is no such map")
@@ -322,9 +366,7 @@ def _mask_base(config: JobConfig, data: _Data, start: _Start, device: torch.devi
         volume = _volume_like(base.path, data.particles, device)
     else:
         volume = 0.5 * (start.half_maps.half_a + start.half_maps.half_b)
-    smoothing = base.smoothing
-    if smoothing is None:
-        smoothing = SMOOTHING_PER_LOWPASS * config.refinement.initial_lowpass
+    smoothing = _smoothing(config)
     if smoothing > 0:
         volume = gaussian_filter(volume, sigma=smoothing, pixel_size=data.particles.pixel_size)
     if isinstance(base, schemas.DomainBase):
@@ -333,6 +375,12 @@ def _mask_base(config: JobConfig, data: _Data, start: _Start, device: torch.devi
         # only the territory comes from the model, as from a segmentation: the density is that of the data
         volume = volume * (data.truth.labels == 1 + DOMAINS.index(base.name)).to(device)
     return volume
+
+
+def _smoothing(config: JobConfig) -> float:
+    """Å, sigma of the Gaussian over the mask base."""
+    given = config.mask_base.smoothing
+    return SMOOTHING_PER_LOWPASS * config.refinement.initial_lowpass if given is None else given
 
 
 def _cut(base: Tensor, made: schemas.SoftMask | schemas.SoftScoring, group: str, pixel_size: float) -> Tensor:
@@ -381,13 +429,22 @@ def _checked_mask(path: str, particles: Particles, device: torch.device) -> Tens
     return read_mask(Path(path)).data.to(device)
 
 
-def _mask_notes(config: JobConfig, mask: Tensor, particles: Particles) -> tuple[str, ...]:
-    if not isinstance(config.mask, schemas.SoftMask):
-        return ()
-    return check_mask(
-        mask, pixel_size=particles.pixel_size, resolution=config.refinement.initial_lowpass,
-        soft_padding_width=parse_length(config.mask.soft_padding_width, particles.pixel_size),
-    )  # fmt: skip
+def _mask_origin(config: JobConfig, base: Tensor | None, mask: Tensor, pixel_size: float) -> MaskOrigin:
+    """How the aligning mask was made, as far as the configuration tells."""
+    chosen = config.mask
+    if not isinstance(chosen, schemas.SoftMask):
+        padding = measured_padding_px(mask) * pixel_size
+        return MaskOrigin(padding, None, None, float(mask.double().sum()) * pixel_size**3)
+    assert base is not None
+    threshold = threshold_of(base, chosen.threshold, unit=chosen.threshold_unit.value)  # pyright: ignore[reportArgumentType]
+    # a map from a file may have been smoothed elsewhere
+    given = isinstance(config.mask_base, schemas.FileBase)
+    return MaskOrigin(
+        padding=parse_length(chosen.soft_padding_width, pixel_size),
+        dilation=parse_length(chosen.dilation_radius, pixel_size),
+        smoothing=None if given else _smoothing(config),
+        region_volume=float((base > threshold).sum()) * pixel_size**3,
+    )
 
 
 def _fulcrum(config: JobConfig, mask: Tensor, start: _Start, particles: Particles) -> Tensor:
@@ -415,12 +472,9 @@ def _fulcrum(config: JobConfig, mask: Tensor, start: _Start, particles: Particle
         given = f"the fulcrum marker at {tuple(round(x, 2) for x in position)} Å"
         origin = torch.tensor(start.origin, dtype=torch.float64)
         point = torch.tensor(position, dtype=torch.float64) - origin - half * pixel_size
-    reach = particles.box_size * pixel_size / 2.0
-    if bool((point.abs() > reach).any()):
-        raise ValueError(
-            f"{given} lies outside the box of {particles.box_size} px ({2 * reach:g} Å); "
-            "check the unit (px or Å) and the origin of the map it was read from"
-        )
+    outside = rules.fulcrum_in_box(point.tolist(), box_length=particles.box_size * pixel_size)
+    if outside is not None:
+        raise ValueError(f"{given}: {outside}")
     return point
 
 
@@ -535,7 +589,7 @@ def _write_volumes(
 
 
 def _write_tables(
-    folder: Path, particles: Particles, result: Refinement, curves: pd.DataFrame,
+    folder: Path, particles: Particles, result: Refinement, review: Review, curves: pd.DataFrame,
     truth: TruthScore | None, start_truth: TruthScore | None,
 ) -> None:  # fmt: skip
     curves.to_csv(folder / "fsc.csv", index=False, float_format="%.6f")
@@ -547,6 +601,8 @@ def _write_tables(
         "rotation_sd": result.rotation_sd,
         "shift_sd": result.shift_sd,
         "half_set": particles.half_sets,
+        **{f"turn_{axis}": review.turns[:, number] for number, axis in enumerate("xyz")},
+        **{f"move_{axis}": review.shifts[:, number] for number, axis in enumerate("xy")},
     }
     for prefix, known in (("", truth), ("start_", start_truth)):
         if known is not None:
@@ -593,9 +649,62 @@ def _draw(
             at_shift_extent=last.at_shift_extent,
         ),
     }
+    _save(folder, figures)
+
+
+def _save(folder: Path, figures: Mapping[str, diagnostics.Figure]) -> None:
     (folder / "figures").mkdir(exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(folder / "figures" / f"{name}.png", dpi=110)
+
+
+def _draw_statistics(
+    folder: Path, particles: Particles, result: Refinement, review: Review, settings: RefinementSettings
+) -> None:
+    """Noise, views, precision, cones and, where extents are per axis, moves; each with its table."""
+    found, cones = result.inspection, review.cones
+    frequency = torch.arange(found.noise_before.shape[-1], dtype=torch.float64) / (
+        result.crop_size * particles.pixel_size
+    )
+    spectra = {"frequency": frequency[1:]}
+    for half in (0, 1):
+        for group, count in enumerate(found.images[half].tolist()):
+            if count > 0:
+                name = f"half_set_{half + 1}_group_{group + 1}"
+                spectra[f"{name}_before"] = found.noise_before[half, group, 1:]
+                spectra[f"{name}_after"] = found.noise_after[half, group, 1:]
+    views = diagnostics.view_histogram(result.rotations[:, 2].numpy())
+    precision = {
+        **dict(zip("xyz", found.directions.unbind(dim=1), strict=True)), "precision": found.precision
+    }  # fmt: skip
+    # cones are cut on a cube round the mask: their shells are its own
+    curves = cones.curves[:, 1:].cpu()
+    spread = {"frequency": cones.frequency[1:].cpu(), "smallest": curves.amin(dim=0)}
+    spread |= {f"p{share}": curves.quantile(share / 100.0, dim=0) for share in (10, 50, 90)}
+    spread["largest"] = curves.amax(dim=0)
+    tables = {"noise": spectra, "directions": precision, "conical_fsc": spread}
+    for name, columns in tables.items():
+        table = pd.DataFrame({key: np.asarray(column) for key, column in columns.items()})
+        table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
+    pd.DataFrame(views.rows()).to_csv(folder / "views.csv", index=False, float_format="%.4f")
+    figures = {
+        "noise": diagnostics.noise_figure(
+            {key: np.asarray(column) for key, column in spectra.items() if key != "frequency"},
+            frequency=spectra["frequency"].numpy(), pixel_size=particles.pixel_size,
+        ),
+        "views": diagnostics.views_figure(views, scf=review.metrics["orientation/scf"]),
+        "precision": diagnostics.precision_figure(found.directions.numpy(), found.precision.numpy()),
+        "conical_fsc": diagnostics.conical_fsc_figure(
+            curves.numpy(), frequency=spread["frequency"].numpy(), pixel_size=particles.pixel_size,
+            cfar=cones.cfar,
+        ),
+    }  # fmt: skip
+    if settings.extent_shape is ExtentShape.per_axis:
+        figures["pose_moves"] = diagnostics.pose_moves_figure(
+            review.turns.numpy(), review.shifts.numpy(), rotation_extent=settings.rotation_extent,
+            shift_extent=settings.shift_extent,
+        )  # fmt: skip
+    _save(folder, figures)
 
 
 def _crossings(curves: FscCurves) -> dict[str, float]:
@@ -612,7 +721,7 @@ def _log(tracker: Tracker, folder: Path, curves: pd.DataFrame) -> None:
     for name in curves.columns.drop(["shell", "frequency"]):
         tracker.curve(str(name), curves[name].tolist())
     for path in sorted(folder.iterdir()):
-        if path.suffix in (".mrc", ".star", ".csv") or path.name in ("summary.json", "run.json"):
+        if path.suffix in (".mrc", ".star", ".csv") or path.name in KEPT:
             tracker.artifact(path)
     for path in sorted((folder / "figures").iterdir()):
         tracker.artifact(path, folder="figures")

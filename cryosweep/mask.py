@@ -230,46 +230,42 @@ def minimum_soft_padding(resolution: float, pixel_size: float) -> float:
     return math.ceil(5.0 * resolution / pixel_size - 1e-6) * pixel_size
 
 
-def check_mask(
-    mask: Tensor, *, pixel_size: float, resolution: float, soft_padding_width: float
-) -> tuple[str, ...]:
-    """What a person should know about a mask before using it, as plain sentences; none if all is well.
+def measured_padding_px(mask: Tensor) -> float:
+    """Width of the soft edge of a mask that nothing else is known of, as if it were a raised cosine.
+
+    From the farthest voxel that still counts (0.01) to the nearest that is within 0.001 of 1; 0 for a mask
+    without values in between, and for one that never reaches 1.
 
     Args:
-        mask: (d, d, d).
-        pixel_size: Å.
-        resolution: Å, of the map to be masked.
-        soft_padding_width: Å, as the mask was made; one pixel less than `minimum_soft_padding` still passes.
+        mask: (d, d, d) in [0, 1].
     """
-    low, high = float(mask.min()), float(mask.max())
-    if low == 0.0 and high == 0.0:
-        return ("The mask is zero everywhere: lower its threshold or choose another mask base.",)
-    findings: list[str] = []
-    if low < 0 or high > 1:
-        findings.append(
-            f"The mask has values from {low:g} to {high:g}, but it must lie between 0 and 1: threshold it "
-            f"again or divide it by its maximum."
-        )
-    minimum = minimum_soft_padding(resolution, pixel_size)
-    advice = (
-        f"{minimum:.1f} Å ({round(minimum / pixel_size)} px), which is 5 times the resolution of "
-        f"{resolution:.1f} Å. The masked FSC may read too well: widen the soft padding, or trust only the "
-        f"corrected FSC."
-    )
-    if bool(((mask == 0) | (mask == 1)).all()):
-        findings.append(f"The mask has a hard edge; its soft padding should be at least {advice}")
-    elif soft_padding_width < minimum - pixel_size * (1 + 1e-6):
-        findings.append(
-            f"The soft padding of {soft_padding_width:.1f} Å ({soft_padding_width / pixel_size:.1f} px) is "
-            f"below {advice}"
-        )
-    edge = max(float(mask.select(axis, end).max()) for axis in range(3) for end in (0, -1))
-    if edge > NEGLIGIBLE:
-        findings.append(
-            f"The mask reaches the box boundary (value {edge:.2f} there), so its edge is cut off: use a "
-            f"larger box, or reduce the dilation radius or the soft padding width."
-        )
-    return tuple(findings)
+    full = mask > 1.0 - 1e-3
+    edge = (mask > NEGLIGIBLE) & ~full
+    if not bool(full.any()) or not bool(edge.any()):
+        return 0.0
+    distance = torch.from_numpy(ndimage.distance_transform_edt(~full.cpu().numpy()))
+    reach = float(distance.to(mask.device)[edge].max())
+    return reach * math.pi / math.acos(2.0 * NEGLIGIBLE - 1.0)
+
+
+def density_outside(volume: Tensor, mask: Tensor) -> float:
+    """How strong a map is just outside a mask, as a share of its mean inside: what the mask cuts off.
+
+    Just outside are the voxels up to 2 px beyond the last that counts (0.01); inside are those above 0.5.
+    Both means are taken over the background, the mean of all voxels farther out; 0 if a region is empty.
+
+    Args:
+        volume: (d, d, d).
+        mask: (d, d, d).
+    """
+    counted = mask > NEGLIGIBLE
+    near = dilate(counted, 2.5)
+    if bool(near.all()) or not bool((mask > 0.5).any()):
+        return 0.0
+    background = volume[~near].mean()
+    inside = float(volume[mask > 0.5].mean() - background)
+    rim = float(volume[near & ~counted].mean() - background)
+    return max(rim, 0.0) / inside if inside > 0.0 else 0.0
 
 
 def _require_length(name: str, length_px: float) -> None:

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from cryosweep.mask import (
     centre_of_mass,
-    check_mask,
+    density_outside,
     dilate,
     erode,
     mask_radius_px,
+    measured_padding_px,
     minimum_soft_padding,
     soft_edge,
     soft_mask,
@@ -224,22 +225,22 @@ def test_minimum_soft_padding_is_in_whole_pixels() -> None:
         minimum_soft_padding(0.0, 1.4)
 
 
-def test_check_mask_names_what_is_wrong_and_what_to_do() -> None:
-    good = spherical_mask(48, outer_px=20.0, inner_px=5.0)
+@pytest.mark.parametrize("width", [4.0, 7.0, 12.0])
+def test_measured_padding_is_that_of_the_recipe(width: float) -> None:
+    ball = spherical_mask(64, outer_px=12.0, inner_px=12.0)
+    assert measured_padding_px(soft_edge(ball > 0.5, width)) == pytest.approx(width, abs=1.0)
 
-    def check(mask: torch.Tensor, padding: float) -> tuple[str, ...]:
-        return check_mask(mask, pixel_size=2.0, resolution=6.0, soft_padding_width=padding)
 
-    assert check(good, 30.0) == ()
-    assert check(good, 28.0) == ()  # one pixel of slack
-    (padding,) = check(good, 27.9)
-    assert "27.9 Å (13.9 px) is below 30.0 Å (15 px)" in padding
-    assert "widen the soft padding" in padding
-    (hard,) = check((good > 0.5).float(), 0.0)
-    assert "hard edge" in hard
-    (touching,) = check(spherical_mask(48, outer_px=30.0, inner_px=15.0), 30.0)
-    assert "reaches the box boundary (value 0.45 there)" in touching
-    (empty,) = check(torch.zeros(8, 8, 8), 30.0)
-    assert "zero everywhere" in empty
-    (scaled,) = check(2 * good, 30.0)
-    assert "values from 0 to 2" in scaled
+def test_measured_padding_of_a_hard_and_of_an_empty_mask_is_none() -> None:
+    assert measured_padding_px(spherical_mask(24, outer_px=6.0, inner_px=6.0)) == 0.0
+    assert measured_padding_px(torch.zeros(8, 8, 8)) == 0.0
+
+
+def test_density_outside_tells_a_mask_that_cuts_from_one_that_does_not() -> None:
+    """A ball of one density on a background of another: the mask that ends inside it cuts all of it."""
+    volume = 3.0 + 2.0 * spherical_mask(48, outer_px=14.0, inner_px=14.0)
+    inside = spherical_mask(48, outer_px=8.0, inner_px=8.0)
+    around = spherical_mask(48, outer_px=18.0, inner_px=14.0)
+    assert density_outside(volume, around) == pytest.approx(0.0, abs=1e-6)
+    assert density_outside(volume, inside) > 0.9
+    assert density_outside(volume, torch.ones_like(volume)) == 0.0

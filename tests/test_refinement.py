@@ -186,7 +186,7 @@ def test_audit_tells_a_bad_search(scene, monkeypatch):
     monkeypatch.setattr(refinement, "plan_search", poor)
     audit = run(scene, max_iterations=1, audit=0.1).audit
     assert audit.shortfall_share > 0.5
-    assert "search.audit" in audit.finding
+    assert "search.audit" in str(audit.finding)
 
 
 @pytest.mark.parametrize(

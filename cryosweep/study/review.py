@@ -1,0 +1,176 @@
+"""The rules applied to one job: what they object to in its set-up, and in its result.
+
+`rules` holds the rules, on plain numbers; here those numbers are taken from maps, curves and poses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cryosweep import rules
+from cryosweep.accuracy import needed_step, pose_certainty
+from cryosweep.anisotropy import ConicalFsc, sampling_compensation
+from cryosweep.geometry import moves_about
+from cryosweep.io.particles import Particles
+from cryosweep.mask import centre_of_mass, density_outside, mask_radius_px
+from cryosweep.reconstruction import HalfMaps
+from cryosweep.refinement import Refinement, RefinementSettings
+from cryosweep.resolution import crossing, effective_samples
+from cryosweep.rules import Finding
+from cryosweep.study.assessment import Score, directional_fsc, rim_share
+
+
+@dataclass(frozen=True)
+class MaskOrigin:
+    """How an aligning mask was made, as far as it is known.
+
+    Attributes:
+        padding: Å, of the soft edge, as made or as measured.
+        dilation: Å, or None for a finished mask.
+        smoothing: Å, sigma of the Gaussian over its base, or None where the base came as it is.
+        region_volume: Å^3 of the region before dilation; of a finished mask all that it encloses.
+    """
+
+    padding: float
+    dilation: float | None
+    smoothing: float | None
+    region_volume: float
+
+
+def review_setup(
+    mask: Tensor, start: Tensor, particles: Particles, *, fulcrum: Tensor, settings: RefinementSettings,
+    made: MaskOrigin, resolution: float,
+) -> tuple[Finding, ...]:  # fmt: skip
+    """What is questionable about a job before it runs.
+
+    Args:
+        mask: (d, d, d) that aligns.
+        start: (d, d, d) mean of the starting half-maps.
+        particles: with their half-sets.
+        fulcrum: (3,) Å from the box centre.
+        settings: of the refinement.
+        made: how the mask was made.
+        resolution: Å, that the map has so far.
+    """
+    pixel_size = particles.pixel_size
+    centre = centre_of_mass(mask).double().cpu()
+    second = int(particles.half_sets.sum())
+    prior = settings.rotation_prior is not None or settings.shift_prior is not None
+    return rules.present(
+        (
+            *rules.check_mask(
+                mask, pixel_size=pixel_size, resolution=resolution, soft_padding_width=made.padding,
+                cut_density=density_outside(start, mask),
+            ),
+            None if made.dilation is None else rules.dilation(made.dilation),
+            rules.extent_in_sigma(settings.rotation_extent, settings.rotation_prior, what="rotation"),
+            rules.extent_in_sigma(settings.shift_extent, settings.shift_prior, what="shift"),
+            rules.recentring_without_prior(
+                settings.recentre, rotation=settings.rotation_prior, shift=settings.shift_prior
+            ),
+            rules.small_domain(rules.protein_mass(made.region_volume), has_prior=prior),
+            rules.half_balance(len(particles) - second, second),
+            rules.fulcrum_lever(
+                float((centre * pixel_size - fulcrum.double().cpu()).norm()),
+                radius=mask_radius_px(mask, centre) * pixel_size - made.padding,
+                rotation_extent=settings.rotation_extent, shift_extent=settings.shift_extent,
+            ),
+        )
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Review:
+    """What the rules say of a result, with the numbers they were given.
+
+    Attributes:
+        findings: worst first.
+        metrics: numbers by metric name.
+        cones: conical FSC under the mask.
+        turns: (n, 3) degrees from the starting poses, about the axes of the map.
+        shifts: (n, 2) Å, that the fulcrum's projection moved.
+    """
+
+    findings: tuple[Finding, ...]
+    metrics: dict[str, float]
+    cones: ConicalFsc
+    turns: Tensor
+    shifts: Tensor
+
+
+def review_result(
+    scored: Score, half_maps: HalfMaps, mask: Tensor, particles: Particles, result: Refinement, *,
+    fulcrum: Tensor, settings: RefinementSettings, made: MaskOrigin,
+) -> Review:  # fmt: skip
+    """Judge refined half-maps, their curves and poses.
+
+    Args:
+        scored: curves of the half-maps.
+        half_maps: (d, d, d) unfiltered, at the refined poses.
+        mask: (d, d, d) that aligned.
+        particles: at their starting poses.
+        result: of the refinement.
+        fulcrum: (3,) Å from the box centre.
+        settings: of the refinement.
+        made: how the mask was made.
+    """
+    own, pixel_size = scored.own, particles.pixel_size
+    none, tight, corrected, randomised = (
+        getattr(own, name).cpu().numpy() for name in ("none", "tight", "corrected", "randomised")
+    )
+    at = {"box_size": own.box_size, "pixel_size": pixel_size}
+    reached = crossing(own.corrected, 0.143, **at)
+    reached_tight, reached_none = crossing(own.tight, 0.143, **at), crossing(own.none, 0.143, **at)
+    samples = effective_samples(mask).cpu().numpy()
+    diameter, inspection = 2.0 * result.effective_radius, result.inspection
+    step = needed_step(reached, diameter)
+    certainty = pose_certainty(result.covariance, rotation_step=step, shift_step=reached / 2.0)
+    cones = directional_fsc(half_maps, mask, resolution=reached_tight)
+    scf = sampling_compensation(result.rotations[:, 2])
+    rim = rim_share(half_maps, mask, resolution=reached)
+    turns, shifts = moves_about(
+        result.rotations, result.shifts, particles.rotations, particles.shifts, fulcrum.double().cpu()
+    )
+    turns = torch.rad2deg(turns)
+    shape = settings.extent_shape
+    first = own.randomised_from
+    moves = (
+        ("rotation", "°", turns, settings.rotation_extent), ("shift", " Å", shifts, settings.shift_extent)
+    )  # fmt: skip
+    findings = rules.present(
+        (
+            None if made.smoothing is None else rules.base_smoothness(made.smoothing, resolution=reached),
+            rules.tight_and_corrected(tight, corrected, randomised_from=first),
+            rules.corrected_and_unmasked(corrected, none, randomised_from=first),
+            rules.fsc_tail(tight, samples),
+            rules.mask_leak(randomised, samples, randomised_from=first),
+            # extents about poses that moved on say nothing about the change since the start
+            *(
+                None if settings.recentre
+                else rules.at_limit(shape.size(moved).numpy(), extent, what=what, unit=unit)
+                for what, unit, moved, extent in moves
+            ),
+            rules.angular_accuracy(inspection.accuracy_rotation, resolution=reached, diameter=diameter),
+            rules.pose_certainty(certainty.numpy(), step=step),
+            rules.precision_spread(inspection.precision.numpy()),
+            rules.orientation(cones.cfar, scf),
+            rules.unmasked_is_worse(reached_none, reached_tight),
+            rules.nyquist_reached(reached, nyquist=2.0 * pixel_size),
+            rules.rim_share(rim),
+            None if result.audit is None else result.audit.finding,
+        )
+    )  # fmt: skip
+    metrics = {
+        "accuracy/rotation": inspection.accuracy_rotation,
+        "accuracy/shift": inspection.accuracy_shift,
+        "accuracy/rotation_needed": step,
+        "pose/certainty_mean": float(certainty.mean()),
+        "orientation/cfar": cones.cfar,
+        "orientation/scf": scf,
+        "orientation/precision_ratio": rules.precision_ratio(inspection.precision.numpy()),
+        "mask/rim_share": rim,
+    }
+    return Review(findings, metrics, cones, turns, shifts)

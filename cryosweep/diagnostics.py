@@ -403,9 +403,11 @@ def pose_moves_figure(turns: Array, shifts: Array, *, rotation_extent: float, sh
     components = [(f"turn about {axis}", turns[:, k], rotation_extent, "°") for k, axis in enumerate("xyz")]
     components += [(f"shift along {axis}", shifts[:, k], shift_extent, " Å") for k, axis in enumerate("xy")]
     for axes, (name, values, extent, unit) in zip(panels, components, strict=True):
-        end = 1.1 * max(extent, float(np.abs(values).max()), 0.1)
-        axes.hist(values, bins=np.linspace(-end, end, 45).tolist(), color=SKY_BLUE, edgecolor="white",
-                  linewidth=0.4)  # fmt: skip
+        # columns end at the limits, so that one that stands there is seen
+        width = extent / 20.0 if extent > 0.0 else 0.005
+        end = width * max(22, math.ceil(float(np.abs(values).max()) / width))
+        bins = np.linspace(-end, end, 1 + round(2.0 * end / width)).tolist()
+        axes.hist(values, bins=bins, color=SKY_BLUE, edgecolor="white", linewidth=0.4)
         for limit in (-extent, extent):
             axes.axvline(limit, color=VERMILION, linewidth=1.8)
         share = float(np.mean(np.abs(values) > NEAR_EXTENT * extent)) if extent > 0.0 else 0.0
@@ -517,8 +519,7 @@ class ViewHistogram:
 
     def rows(self) -> dict[str, Array]:
         """Columns of a table, one row a field: its centre in degrees, count and relative count."""
-        middle = [0.5 * (edges[1:] + edges[:-1]) for edges in (self.latitude, self.longitude)]
-        latitude, longitude = np.meshgrid(*middle, indexing="ij")
+        latitude, longitude = np.meshgrid(_middle(self.latitude), _middle(self.longitude), indexing="ij")
         columns = {"rot": longitude, "tilt": 90.0 - latitude, "views": self.count, "relative": self.relative}
         return {name: values.ravel() for name, values in columns.items()}
 
@@ -547,17 +548,20 @@ def views_figure(histogram: ViewHistogram, *, scf: float) -> Figure:
     """
     figure, axes = _globe()
     relative = histogram.relative
-    top = max(2.0, float(relative.max()))
+    longitude, latitude = _fine_grid()
+    # fields are wide: drawn by their corners they would leave the rim of the map white
+    row = np.searchsorted(histogram.latitude, _middle(latitude)) - 1
+    column = np.searchsorted(histogram.longitude, _middle(longitude)) - 1
     image = axes.pcolormesh(
-        np.radians(histogram.longitude), np.radians(histogram.latitude), relative, cmap="viridis", vmin=0.0,
-        vmax=top,
+        np.radians(longitude), np.radians(latitude), relative[np.ix_(row, column)], cmap="viridis", vmin=0.0,
+        vmax=max(2.0, float(relative.max())),
     )  # fmt: skip
     bar = figure.colorbar(image, ax=axes, shrink=0.7, pad=0.03)
     bar.set_label("views, as a multiple of an even distribution")
     empty = float(np.mean(histogram.count == 0))
     figure.suptitle(
         f"Viewing directions of {int(histogram.count.sum()):,} particles: {empty:.0%} of the fields are "
-        f"empty, the fullest holds {float(relative.max()):.1f} times its share; SCF* {scf:.2f} "
+        f"empty, the fullest holds {float(relative.max()):.1f} times its share;\nSCF* {scf:.2f} "
         f"({LEAST_SCF:g} or more is well)", fontsize=10,
     )  # fmt: skip
     return figure
@@ -572,22 +576,22 @@ def precision_figure(directions: Array, precision: Array) -> Figure:
         directions: (m, 3) unit vectors of a half sphere.
         precision: (m,) relative to the mean.
     """
-    longitude, latitude = np.linspace(-180.0, 180.0, 121), np.linspace(-90.0, 90.0, 61)
-    centres = np.radians(np.meshgrid(
-        0.5 * (longitude[1:] + longitude[:-1]), 0.5 * (latitude[1:] + latitude[:-1])
-    ))  # fmt: skip
+    longitude, latitude = _fine_grid()
+    centres = np.radians(np.meshgrid(_middle(longitude), _middle(latitude)))
     across = np.cos(centres[1])
     points = np.stack([across * np.cos(centres[0]), across * np.sin(centres[0]), np.sin(centres[1])], axis=-1)
     nearest = np.abs(points @ directions.T).argmax(axis=-1)
     figure, axes = _globe()
-    image = axes.pcolormesh(np.radians(longitude), np.radians(latitude), precision[nearest], cmap="viridis")
+    image = axes.pcolormesh(np.radians(longitude), np.radians(latitude), precision[nearest], cmap="viridis",
+                            vmin=0.0, vmax=max(2.0, float(precision.max())))  # fmt: skip
     bar = figure.colorbar(image, ax=axes, shrink=0.7, pad=0.03)
     bar.set_label("precision of the slice, 1 on average")
     ratio = precision_ratio(precision)
     verdict = "within an order of magnitude" if ratio <= PRECISION_RATIO else "TOO UNEVEN: directions lack"
     figure.suptitle(
         f"Posterior precision by viewing direction: {float(precision.min()):.2f} to "
-        f"{float(precision.max()):.2f}, largest over smallest {ratio:.1f} ({verdict})", fontsize=10,
+        f"{float(precision.max()):.2f} of the mean,\nlargest over smallest {ratio:.1f} ({verdict})",
+        fontsize=10,
     )  # fmt: skip
     return figure
 
@@ -624,6 +628,15 @@ def conical_fsc_figure(curves: Array, *, frequency: Array, pixel_size: float, cf
     )  # fmt: skip
     axes.legend(fontsize=9)
     return figure
+
+
+def _fine_grid() -> tuple[Array, Array]:
+    """Edges of longitude and latitude in degrees, fine enough to look smooth."""
+    return np.linspace(-180.0, 180.0, 181), np.linspace(-90.0, 90.0, 91)
+
+
+def _middle(edges: Array) -> Array:
+    return 0.5 * (edges[1:] + edges[:-1])
 
 
 def _globe() -> tuple[Figure, Axes]:

@@ -50,6 +50,8 @@ LEAST_EXTENT_IN_SIGMA = 2.0
 SMALL, EXPLORATORY = 150.0, 50.0
 VOLUME_PER_DALTON = 1.21
 LEAST_CERTAINTY = 0.1
+# R21: a fulcrum within this share of the radius counts as central.
+CENTRAL = 0.25
 PRECISION_RATIO = 10.0
 LEAST_CFAR, LEAST_SCF = 0.5, 0.81
 HALF_IMBALANCE = 0.02
@@ -632,19 +634,20 @@ def fulcrum_in_box(position: Sequence[float], *, box_length: float) -> Finding |
 def fulcrum_lever(
     lever: float, *, radius: float, rotation_extent: float, shift_extent: float
 ) -> Finding | None:
-    """R21: the shift extent allows what a domain on a hinge at its rim does, wherever the fulcrum is.
+    """R21: with the fulcrum in the middle of a domain, the shift extent allows for a hinge at its rim.
 
-    A rotation by theta about a hinge moves a fulcrum at distance h from it by 2 h sin(theta / 2).
+    A rotation by theta about a hinge moves a fulcrum at distance h from it by 2 h sin(theta / 2). A fulcrum
+    farther than a quarter of the radius from the centre is taken to have been put where the hinge is.
 
     Args:
         lever: Å, from the centre of the mask to the fulcrum.
-        radius: Å, of the domain.
+        radius: Å, of a ball of the domain's volume.
         rotation_extent: degrees.
         shift_extent: Å.
     """
-    distance = radius - lever
-    if distance <= 0.0:
+    if lever > CENTRAL * radius:
         return None
+    distance = radius - lever
     needed = 2.0 * distance * math.sin(math.radians(min(rotation_extent, 180.0)) / 2.0)
     if shift_extent >= needed:
         return None

@@ -143,7 +143,7 @@ def test_real_tilt_images_run_to_the_end(
     ):
         assert told in notes
         assert told in printed
-    assert "The mask reaches the box boundary" in notes
+    assert "the mask reaches the box boundary" in notes
 
     # the stack holds one image more than the table has rows, and every row found its own
     before = read_particles(tilt_series, ctf_damping="absolute")

@@ -121,6 +121,7 @@ def _content(comparison: Comparison) -> dict[str, object]:
         "curve_types": _present_types(comparison.runs[0]),
         "effects": [name for name in figures if name.startswith("effect")],
         "slices": _slices(comparison, scoring_mask),
+        "judged": [(label, run) for label, run in _ranked(comparison) if run.findings],
         "images_left_out": max(0, len(comparison.runs) - MOST_IMAGES),
         "provenance": [_provenance(run) for run in (*comparison.runs, *comparison.failed)],
         "versions": _versions(comparison),

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from cryosweep.accuracy import needed_step, pose_certainty
 from cryosweep.anisotropy import ConicalFsc, sampling_compensation
 from cryosweep.geometry import moves_about
 from cryosweep.io.particles import Particles
-from cryosweep.mask import centre_of_mass, density_outside, mask_radius_px
+from cryosweep.mask import centre_of_mass, density_outside
 from cryosweep.reconstruction import HalfMaps
 from cryosweep.refinement import Refinement, RefinementSettings
 from cryosweep.resolution import crossing, effective_samples
@@ -75,7 +76,7 @@ def review_setup(
             rules.half_balance(len(particles) - second, second),
             rules.fulcrum_lever(
                 float((centre * pixel_size - fulcrum.double().cpu()).norm()),
-                radius=mask_radius_px(mask, centre) * pixel_size - made.padding,
+                radius=(3.0 * made.region_volume / (4.0 * math.pi)) ** (1.0 / 3.0),
                 rotation_extent=settings.rotation_extent, shift_extent=settings.shift_extent,
             ),
         )
@@ -121,9 +122,10 @@ def review_result(
     none, tight, corrected, randomised = (
         getattr(own, name).cpu().numpy() for name in ("none", "tight", "corrected", "randomised")
     )
-    at = {"box_size": own.box_size, "pixel_size": pixel_size}
-    reached = crossing(own.corrected, 0.143, **at)
-    reached_tight, reached_none = crossing(own.tight, 0.143, **at), crossing(own.none, 0.143, **at)
+    reached, reached_tight, reached_none = (
+        crossing(curve, 0.143, box_size=own.box_size, pixel_size=pixel_size)
+        for curve in (own.corrected, own.tight, own.none)
+    )
     samples = effective_samples(mask).cpu().numpy()
     diameter, inspection = 2.0 * result.effective_radius, result.inspection
     step = needed_step(reached, diameter)

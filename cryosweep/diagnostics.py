@@ -407,6 +407,9 @@ def pose_moves_figure(turns: Array, shifts: Array, *, rotation_extent: float, sh
         width = extent / 20.0 if extent > 0.0 else 0.005
         end = width * max(22, math.ceil(float(np.abs(values).max()) / width))
         bins = np.linspace(-end, end, 1 + round(2.0 * end / width)).tolist()
+        # who stands at a limit may lie beyond it by rounding: into the last column within
+        held = np.clip(values, -extent, extent * (1.0 - 1e-9))
+        values = np.where(np.abs(values) <= 1.001 * extent, held, values)
         axes.hist(values, bins=bins, color=SKY_BLUE, edgecolor="white", linewidth=0.4)
         for limit in (-extent, extent):
             axes.axvline(limit, color=VERMILION, linewidth=1.8)
@@ -445,7 +448,7 @@ def scale_figure(scales: Array) -> Figure:
     axes = figure.subplots()
     spread, median = float(scales.std()), float(np.median(scales))
     end = max(0.1, 1.1 * float(np.abs(scales - 1.0).max()))
-    axes.hist(scales, bins=np.linspace(1.0 - end, 1.0 + end, 61).tolist(), color=SKY_BLUE, edgecolor="white",
+    axes.hist(scales, bins=np.linspace(1.0 - end, 1.0 + end, 62).tolist(), color=SKY_BLUE, edgecolor="white",
               linewidth=0.4)  # fmt: skip
     axes.axvline(1.0, color=BLACK, linewidth=1.0, linestyle=":")
     axes.set_xlabel("scale of a particle (contrast against the map)")

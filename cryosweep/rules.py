@@ -703,24 +703,26 @@ def precision_spread(precision: Array) -> Finding | None:
     )  # fmt: skip
 
 
-def orientation(cfar: float, scf: float) -> Finding | None:
+def orientation(cfar: float, scf: float | None) -> Finding | None:
     """R16: map and views are even in all directions.
 
     Args:
         cfar: `anisotropy.ConicalFsc.cfar`.
-        scf: `anisotropy.sampling_compensation`, SCF*.
+        scf: `anisotropy.sampling_compensation`, SCF*, or None where the views are not known.
     """
-    poor_map, poor_views = cfar < LEAST_CFAR, scf < LEAST_SCF
+    poor_map, poor_views = cfar < LEAST_CFAR, scf is not None and scf < LEAST_SCF
     if not poor_map and not poor_views:
         return None
     if poor_map and poor_views:
         change = "Views are missing or junk is among the particles: add tilted data, or classify"
+    elif poor_map and scf is None:
+        change = "Look at the views too: missing ones, junk and too little signal all do this"
     elif poor_map:
         change = "The views are even but the map is not: particles that do not belong, or too little signal"
     else:
         change = "The map still looks even: the views cost signal, not yet shape"
     return Finding(
-        "R16", "warning", f"cFAR is {cfar:.2f} and SCF* is {scf:.2f}",
+        "R16", "warning", f"cFAR is {cfar:.2f}" + ("" if scf is None else f" and SCF* is {scf:.2f}"),
         f"cFAR of {LEAST_CFAR:g} and SCF* of {LEAST_SCF:g} or more",
         "CryoSPARC guide, orientation diagnostics; Baldwin & Lyumkis 2021", change,
     )  # fmt: skip

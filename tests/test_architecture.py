@@ -30,7 +30,13 @@ LINES: tuple[tuple[str, ...], ...] = (
     ("composition", "job"),
     ("commands",),
     ("file_commands.shared",),
-    ("file_commands.mask", "file_commands.fulcrum", "file_commands.fsc", "file_commands.simulate"),
+    (
+        "file_commands.mask",
+        "file_commands.fulcrum",
+        "file_commands.fsc",
+        "file_commands.anisotropy",
+        "file_commands.simulate",
+    ),
     ("file_commands.reconstruct",),
     ("file_commands",),
     ("app",),
@@ -46,7 +52,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "starfile": ("io.particles",),
     "pandas": (
         "io.particles", "simulate", "study.assessment", "study.comparison", "study.report", "job",
-        "file_commands.fsc",
+        "file_commands.fsc", "file_commands.anisotropy",
     ),
     "matplotlib": ("diagnostics", "study.report"),
     "plotly": ("study.report",),

@@ -293,6 +293,7 @@ def test_r15_an_order_of_magnitude_in_precision() -> None:
 def test_r16_reads_cfar_and_scf_together() -> None:
     assert rules.orientation(0.6, 0.9) is None
     spoke(rules.orientation(0.3, 0.9), "R16", "warning", "cFAR is 0.30", "The views are even")
+    spoke(rules.orientation(0.3, None), "R16", "warning", "cFAR is 0.30; ", "Look at the views too")
     spoke(rules.orientation(0.3, 0.5), "R16", "warning", "Views are missing")
     spoke(rules.orientation(0.8, 0.5), "R16", "warning", "SCF* is 0.50", "The map still looks even")
 

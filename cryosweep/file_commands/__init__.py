@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cryosweep.file_commands import fsc, fulcrum, mask, reconstruct, simulate
+from cryosweep.file_commands import anisotropy, fsc, fulcrum, mask, reconstruct, simulate
 
 if TYPE_CHECKING:
     from cryosweep.commands import Commands
 
-COMMANDS = (mask, fulcrum, reconstruct, fsc, simulate)
+COMMANDS = (mask, fulcrum, reconstruct, fsc, anisotropy, simulate)
 
 
 def add_parsers(commands: Commands) -> None:

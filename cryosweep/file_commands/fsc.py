@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cryosweep.commands import Commands
+    from cryosweep.io.maps import Map
     from cryosweep.resolution import FscCurves
 
 THRESHOLDS = (0.143, 0.5)
@@ -54,6 +55,8 @@ def fsc(arguments: argparse.Namespace) -> int:
     """
     from cryosweep.io.maps import replacing
     from cryosweep.resolution import five_curves
+    from cryosweep.study.findings import told
+    from cryosweep.study.review import review_curves
 
     plot: Path | None = arguments.plot
     if plot is not None and plot.suffix.lower() not in PLOT_SUFFIXES:
@@ -67,6 +70,7 @@ def fsc(arguments: argparse.Namespace) -> int:
     check_same_grid(arguments.half_b, b, arguments.half_a, a)
     box_size, pixel_size = int(a.data.shape[-1]), a.pixel_size
     found: FscCurves | None = None
+    chosen: Map | None = None
     with shown_progress() as progress:
         progress.start(1, "correlating")
         if arguments.mask is None:
@@ -88,8 +92,9 @@ def fsc(arguments: argparse.Namespace) -> int:
             {name: curve for name, curve in curves.items() if name != "randomised"}, box_size, pixel_size
         )
     )
-    if found is not None:
+    if found is not None and chosen is not None:
         say(_about_randomisation(found))
+        say(told(review_curves(found, chosen.data)))
     return 0
 
 

@@ -19,7 +19,7 @@ from cryosweep.io.particles import Particles
 from cryosweep.mask import centre_of_mass, density_outside
 from cryosweep.reconstruction import HalfMaps
 from cryosweep.refinement import Refinement, RefinementSettings
-from cryosweep.resolution import crossing, effective_samples
+from cryosweep.resolution import FscCurves, crossing, effective_samples
 from cryosweep.rules import Finding
 from cryosweep.study.assessment import Score, directional_fsc, rim_share
 
@@ -102,6 +102,28 @@ class Review:
     shifts: Tensor
 
 
+def review_curves(curves: FscCurves, mask: Tensor) -> tuple[Finding, ...]:
+    """R7, R8, R9, R22 and R25 of the FSC curves under a mask (d, d, d)."""
+    none, tight, corrected, randomised = (
+        getattr(curves, name).cpu().numpy() for name in ("none", "tight", "corrected", "randomised")
+    )
+    reached = {
+        name: crossing(getattr(curves, name), 0.143, box_size=curves.box_size, pixel_size=curves.pixel_size)
+        for name in ("none", "tight", "corrected")
+    }
+    samples, first = effective_samples(mask).cpu().numpy(), curves.randomised_from
+    return rules.present(
+        (
+            rules.tight_and_corrected(tight, corrected, randomised_from=first),
+            rules.corrected_and_unmasked(corrected, none, randomised_from=first),
+            rules.fsc_tail(tight, samples),
+            rules.mask_leak(randomised, samples, randomised_from=first),
+            rules.unmasked_is_worse(reached["none"], reached["tight"]),
+            rules.nyquist_reached(reached["corrected"], nyquist=2.0 * curves.pixel_size),
+        )
+    )
+
+
 def review_result(
     scored: Score, half_maps: HalfMaps, mask: Tensor, particles: Particles, result: Refinement, *,
     fulcrum: Tensor, settings: RefinementSettings, made: MaskOrigin,
@@ -118,15 +140,11 @@ def review_result(
         settings: of the refinement.
         made: how the mask was made.
     """
-    own, pixel_size = scored.own, particles.pixel_size
-    none, tight, corrected, randomised = (
-        getattr(own, name).cpu().numpy() for name in ("none", "tight", "corrected", "randomised")
+    own = scored.own
+    reached, reached_tight = (
+        crossing(curve, 0.143, box_size=own.box_size, pixel_size=own.pixel_size)
+        for curve in (own.corrected, own.tight)
     )
-    reached, reached_tight, reached_none = (
-        crossing(curve, 0.143, box_size=own.box_size, pixel_size=pixel_size)
-        for curve in (own.corrected, own.tight, own.none)
-    )
-    samples = effective_samples(mask).cpu().numpy()
     diameter, inspection = 2.0 * result.effective_radius, result.inspection
     step = needed_step(reached, diameter)
     certainty = pose_certainty(result.covariance, rotation_step=step, shift_step=reached / 2.0)
@@ -138,17 +156,13 @@ def review_result(
     )
     turns = torch.rad2deg(turns)
     shape = settings.extent_shape
-    first = own.randomised_from
     moves = (
         ("rotation", "°", turns, settings.rotation_extent), ("shift", " Å", shifts, settings.shift_extent)
     )  # fmt: skip
     findings = rules.present(
         (
             None if made.smoothing is None else rules.base_smoothness(made.smoothing, resolution=reached),
-            rules.tight_and_corrected(tight, corrected, randomised_from=first),
-            rules.corrected_and_unmasked(corrected, none, randomised_from=first),
-            rules.fsc_tail(tight, samples),
-            rules.mask_leak(randomised, samples, randomised_from=first),
+            *review_curves(own, mask),
             # extents about poses that moved on say nothing about the change since the start
             *(
                 None if settings.recentre
@@ -159,8 +173,6 @@ def review_result(
             rules.pose_certainty(certainty.numpy(), step=step),
             rules.precision_spread(inspection.precision.numpy()),
             rules.orientation(cones.cfar, scf),
-            rules.unmasked_is_worse(reached_none, reached_tight),
-            rules.nyquist_reached(reached, nyquist=2.0 * pixel_size),
             rules.rim_share(rim),
             None if result.audit is None else result.audit.finding,
         )

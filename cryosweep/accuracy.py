@@ -25,8 +25,8 @@ def _ladder(*parts: tuple[float, float]) -> tuple[float, ...]:
 
 
 # Steps and ends of RELION: degrees, and px.
-_ANGLES = _ladder((0.05, 0.2), (0.1, 1.0), (0.2, 2.0), (0.5, 5.0), (1.0, 10.0), (2.0, 20.0), (5.0, 30.0))
-_SHIFTS = _ladder((0.05, 0.2), (0.1, 1.0), (0.2, 2.0), (0.5, 5.0), (1.0, 10.0))
+ANGLES = _ladder((0.05, 0.2), (0.1, 1.0), (0.2, 2.0), (0.5, 5.0), (1.0, 10.0), (2.0, 20.0), (5.0, 30.0))
+SHIFTS = _ladder((0.05, 0.2), (0.1, 1.0), (0.2, 2.0), (0.5, 5.0), (1.0, 10.0))
 
 
 def expected_accuracy(
@@ -63,8 +63,8 @@ def expected_accuracy(
         return (power * (shift_phase(plane, px * along) - 1.0).abs().square()).sum(dim=1)
 
     return (
-        _first_passing(torch.stack([beside(value) for value in _ANGLES], dim=1), _ANGLES),
-        _first_passing(torch.stack([moved(value) for value in _SHIFTS], dim=1), _SHIFTS),
+        _first_passing(torch.stack([beside(value) for value in ANGLES], dim=1), ANGLES),
+        _first_passing(torch.stack([moved(value) for value in SHIFTS], dim=1), SHIFTS),
     )
 
 

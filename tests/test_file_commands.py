@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from cryosweep import composition, file_commands, job
+from cryosweep.anisotropy import sampling_compensation
 from cryosweep.file_commands import fsc
 from cryosweep.fourier import gaussian_filter
 from cryosweep.io import read_map, read_particles, write_map
@@ -23,6 +24,7 @@ from cryosweep.reconstruction import HalfMaps, reconstruct_half_maps
 from cryosweep.resolution import crossing, five_curves
 from cryosweep.resolution import fsc as correlate
 from cryosweep.simulate import SimulationSettings, simulate
+from cryosweep.study.assessment import directional_fsc
 
 BOX, PIXEL, ORIGIN = 48, 7.0, (-30.0, 12.5, 4.0)
 SIMULATE = (
@@ -114,10 +116,10 @@ def test_the_mask_is_that_of_the_library(here: Path, capsys: pytest.CaptureFixtu
 
 def test_a_mask_is_judged_at_the_resolution_given(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*MASK, "map.mrc", "-o", "mask.mrc", "--resolution", 20) == 0
-    assert "soft padding of 20.0 Å (2.9 px) is below 105.0 Å (15 px), which is 5 times the resolution" in (
+    assert "padding is 20.0 Å (2.9 px); at least 105.0 Å (15 px), which is 5 times the resolution" in (
         capsys.readouterr().out
     )
-    wide = ("--threshold", 0.3, "--dilation-radius", 0, "--soft-padding-width", "10px")
+    wide = ("--threshold", 0.3, "--dilation-radius", 0, "--soft-padding-width", "12px")
     assert run("mask", "map.mrc", "-o", "wide.mrc", *wide) == 0
     assert (
         "nothing to object to at a resolution of 14 Å (Nyquist; see --resolution)" in capsys.readouterr().out
@@ -232,6 +234,29 @@ def test_five_curves_under_a_mask(here: Path, capsys: pytest.CaptureFixture[str]
     corrected = crossing(expected.corrected, 0.143, box_size=BOX, pixel_size=PIXEL)
     assert re.search(rf"^corrected +{corrected:.2f} Å", said, re.M)
     assert "randomised " not in said
+
+
+def test_cones_are_those_of_the_library_and_views_are_judged(
+    here: Path, simulated: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(*MASK, "map.mrc", "-o", "mask.mrc")
+    capsys.readouterr()
+    arguments = ("anisotropy", "half_a.mrc", "half_b.mrc", "--mask", "mask.mrc", "-o", "cones.csv")
+    star = simulated / "particles.star"
+    assert run(*arguments, "--plot", "cones.png", "--star", star) == 0
+    a, b, mask = (read_map(here / f"{name}.mrc").data for name in ("half_a", "half_b", "mask"))
+    reached = crossing(correlate(a * mask, b * mask), 0.143, box_size=BOX, pixel_size=PIXEL)
+    cones = directional_fsc(HalfMaps(a, b, PIXEL), mask, resolution=reached)
+    table = pd.read_csv(here / "cones.csv")
+    assert table["area"].to_numpy() == pytest.approx(cones.areas.numpy(), abs=1e-5)
+    assert table["shell_3"].to_numpy() == pytest.approx(cones.curves[:, 3].numpy(), abs=1e-5)
+    assert (here / "cones.png").stat().st_size > 1000
+    views = read_particles(star).rotations[:, 2]
+    printed = capsys.readouterr().out
+    assert f"cFAR {cones.cfar:.2f} over 256 cones" in printed
+    assert f"SCF* {sampling_compensation(views):.2f} of {len(views)} views" in printed
+    assert run(*arguments, "--overwrite") == 0
+    assert "SCF*" not in capsys.readouterr().out
 
 
 def test_two_curves_without_a_mask(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -391,7 +416,7 @@ def test_a_failed_write_leaves_none_of_the_files(
         run("reconstruct", simulated / "particles.star", "-o", "run")
 
 
-@pytest.mark.parametrize("command", ["mask", "fulcrum", "reconstruct", "fsc", "simulate"])
+@pytest.mark.parametrize("command", ["mask", "fulcrum", "reconstruct", "fsc", "anisotropy", "simulate"])
 def test_help_fits_a_screen_and_its_example_is_accepted(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

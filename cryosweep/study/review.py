@@ -115,7 +115,7 @@ def review_curves(curves: FscCurves, mask: Tensor) -> tuple[Finding, ...]:
     return rules.present(
         (
             rules.tight_and_corrected(tight, corrected, randomised_from=first),
-            rules.corrected_and_unmasked(corrected, none, randomised_from=first),
+            rules.corrected_and_unmasked(tight, corrected, none, randomised_from=first),
             rules.fsc_tail(tight, samples),
             rules.mask_leak(randomised, samples, randomised_from=first),
             rules.unmasked_is_worse(reached["none"], reached["tight"]),

@@ -119,7 +119,7 @@ def test_a_mask_is_judged_at_the_resolution_given(here: Path, capsys: pytest.Cap
     assert "padding is 20.0 Å (2.9 px); at least 105.0 Å (15 px), which is 5 times the resolution" in (
         capsys.readouterr().out
     )
-    wide = ("--threshold", 0.3, "--dilation-radius", 0, "--soft-padding-width", "12px")
+    wide = ("--threshold", 0.9, "--dilation-radius", 0, "--soft-padding-width", "12.1px")
     assert run("mask", "map.mrc", "-o", "wide.mrc", *wide) == 0
     assert (
         "nothing to object to at a resolution of 14 Å (Nyquist; see --resolution)" in capsys.readouterr().out

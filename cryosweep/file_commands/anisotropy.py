@@ -30,8 +30,7 @@ def add_parser(commands: Commands) -> None:
         commands,
         "anisotropy",
         "FSC within cones of two half maps (cFAR), and evenness of the views (SCF*)",
-        "cryosweep anisotropy run_half_a.mrc run_half_b.mrc --mask mask.mrc --star run_data.star "
-        "-o cones.csv --plot cones.png",
+        "cryosweep anisotropy half_a.mrc half_b.mrc --mask mask.mrc --star data.star -o cones.csv",
     )
     parser.add_argument("half_a", type=Path, help="unfiltered half map (MRC)")
     parser.add_argument("half_b", type=Path, help="the other one")

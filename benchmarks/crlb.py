@@ -23,6 +23,7 @@ import argparse
 import json
 import math
 import statistics
+import sys
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,7 +38,15 @@ from cryosweep.io import read_particles
 from cryosweep.likelihood import log_likelihood_quadratic
 from cryosweep.mask import centre_of_mass, mask_radius_px
 from cryosweep.projector import Reference, make_reference, slices
-from cryosweep.search import Poses, SearchResult, SearchSpace, Stage, plan_search, search_poses
+from cryosweep.search import (
+    Poses,
+    SearchResult,
+    SearchSpace,
+    Stage,
+    informative_shell,
+    plan_search,
+    search_poses,
+)
 from cryosweep.simulate import (
     DOMAINS,
     SimulationSettings,
@@ -51,7 +60,8 @@ from cryosweep.simulate import (
 
 CPU = torch.device("cpu")
 WIDTH = 336.0  # Å of the box
-COARSE = 19.0  # Å, band of the grid search, as in a refinement from 12 Å
+COARSE = 19.0  # Å, least band of the grid search, as in a refinement from 12 Å
+INFORMED = 32  # images that the band of the grid is chosen from
 MEDIAN_OVER_RMS = 0.888  # of the norm of an isotropic 3-d normal
 
 
@@ -142,8 +152,13 @@ def measure(
         shift_prior_px=None,
         lever_px=images.lever_px,
     )
+    coarse = informative_shell(
+        images.reference, plane, weights=weights[:INFORMED], rotations=images.start.rotations[:INFORMED],
+        least=round(plane.box_size * pixel_size / COARSE),
+    )  # fmt: skip
+    print(f"grid searched to {plane.box_size * pixel_size / coarse:.1f} Å", file=sys.stderr)
     plan = plan_search(
-        space, coarse_shell=round(plane.box_size * pixel_size / COARSE), band_shell=plane.max_shell,
+        space, coarse_shell=coarse, band_shell=plane.max_shell,
         box_size=plane.box_size, mask_radius_px=images.radius_px, dtype=torch.float32, device=CPU,
     )  # fmt: skip
     local = replace(plan, stages=(Stage(plane.max_shell, starts=1, iterations=10),))  # the given start alone

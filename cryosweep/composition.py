@@ -336,7 +336,7 @@ def describe_groups(roots: Sequence[Path]) -> str:
     for group in [*SCHEMAS, *(name for name in found if name not in SCHEMAS)]:
         options = found[group]
         shown = "  ".join(option + "*" * (option == defaults.get(group)) for option in options)
-        lines.append(f"  {group:<11} {shown}")
+        lines.append(f"  {group:<14} {shown}")
         schemas = SCHEMAS.get(group, ())
         names = dict.fromkeys(field.name for schema in schemas for field in fields(schema))
         keys = " ".join(name for name in names if name != "kind")

@@ -25,6 +25,13 @@ class ThresholdUnit(StrEnum):
     absolute = auto()
 
 
+class LevelUnit(StrEnum):
+    """What the threshold of a segmentation is measured in."""
+
+    sd = auto()
+    absolute = auto()
+
+
 class CtfDamping(StrEnum):
     """How the B-factor and scale columns of a STAR file enter the CTF."""
 
@@ -52,6 +59,20 @@ class ExtentShape(StrEnum):
 
     norm = auto()
     per_axis = auto()
+
+
+class MaskRole(StrEnum):
+    """What the mask of a subtraction marks: what to keep, as in RELION, or to remove, as in CryoSPARC."""
+
+    keep = auto()
+    remove = auto()
+
+
+class RestFilter(StrEnum):
+    """How half-maps are filtered before they are taken out of the images."""
+
+    fsc = auto()
+    none = auto()
 
 
 @dataclass
@@ -152,6 +173,27 @@ class ConsensusBase(MaskBaseConfig):
 
 
 @dataclass
+class RegionsBase(MaskBaseConfig):
+    """Chosen regions of the segmented consensus map, or of a segmented map file."""
+
+    path: str | None
+    segger: str | None
+    threshold: float
+    threshold_unit: LevelUnit
+    steps: int
+    step_size: Length
+    target: int
+    ids: list[int] | None
+    point: list[float] | None
+    marker: str | None
+    largest: int | None
+    label: str | None
+    label_value: int
+    rest: bool
+    kind: str = "regions"
+
+
+@dataclass
 class MaskConfig:
     """The mask that aligns."""
 
@@ -162,6 +204,7 @@ class SoftMask(MaskConfig):
 
     threshold: float
     threshold_unit: ThresholdUnit
+    fill_holes: bool
     dilation_radius: Length
     soft_padding_width: Length
     kind: str = "soft"
@@ -247,6 +290,49 @@ class DomainHinge(FulcrumConfig):
 
 
 @dataclass
+class Interface(FulcrumConfig):
+    """Where the domain of the mask base touches the part that carries it."""
+
+    parts: list[str]
+    kind: str = "interface"
+
+
+@dataclass
+class SubtractionConfig:
+    """What is taken out of the images before the refinement."""
+
+
+@dataclass
+class NoSubtraction(SubtractionConfig):
+    """Nothing."""
+
+    kind: str = "none"
+
+
+@dataclass
+class DomainSubtraction(SubtractionConfig):
+    """Everything but the domain."""
+
+    keep_padding_width: Length
+    rest_threshold: float
+    dilation_radius: Length
+    soft_padding_width: Length
+    smoothing: float
+    filter: RestFilter
+    kind: str = "domain"
+
+
+@dataclass
+class FileSubtraction(SubtractionConfig):
+    """What a finished mask says."""
+
+    path: str
+    role: MaskRole
+    filter: RestFilter
+    kind: str = "file"
+
+
+@dataclass
 class SearchConfig:
     """How far from its starting pose a particle may go."""
 
@@ -268,6 +354,19 @@ class RefinementConfig:
     max_resolution: float | None
     regularisation: Regularisation
     band_from: BandFrom
+    marginalise: bool
+
+
+@dataclass
+class PostprocessingConfig:
+    """Maps made of the refined half-maps to be looked at."""
+
+    b_factor: float | None
+    guinier_from: float
+    local_resolution: bool
+    local_resolution_window: float | None
+    local_resolution_step: float | None
+    local_resolution_threshold: float
 
 
 @dataclass
@@ -277,6 +376,7 @@ class ComputeConfig:
     device: str
     threads: int
     memory_budget: str
+    compile: bool
 
 
 @dataclass
@@ -300,8 +400,10 @@ class JobConfig:
     mask: MaskConfig
     scoring: ScoringConfig
     fulcrum: FulcrumConfig
+    subtraction: SubtractionConfig
     search: SearchConfig
     refinement: RefinementConfig
+    postprocessing: PostprocessingConfig
     compute: ComputeConfig
     tracking: TrackingConfig
 
@@ -309,12 +411,14 @@ class JobConfig:
 SCHEMAS: dict[str, tuple[type, ...]] = {
     "data": (SimulatedData, RelionData),
     "consensus": (ReconstructedConsensus, ConsensusFiles),
-    "mask_base": (DomainBase, FileBase, ConsensusBase),
+    "mask_base": (DomainBase, FileBase, ConsensusBase, RegionsBase),
     "mask": (SoftMask, MaskFile),
     "scoring": (SoftScoring, ScoringFile),
-    "fulcrum": (MaskCentre, BoxCentre, FulcrumPx, FulcrumMarker, DomainHinge),
+    "fulcrum": (MaskCentre, BoxCentre, FulcrumPx, FulcrumMarker, DomainHinge, Interface),
+    "subtraction": (NoSubtraction, DomainSubtraction, FileSubtraction),
     "search": (SearchConfig,),
     "refinement": (RefinementConfig,),
+    "postprocessing": (PostprocessingConfig,),
     "compute": (ComputeConfig,),
     "tracking": (TrackingConfig,),
 }
@@ -384,8 +488,10 @@ def faults(config: JobConfig) -> list[str]:
         *_mask_faults("mask", config.mask),
         *_scoring_faults(config),
         *_fulcrum_faults(config),
+        *_subtraction_faults(config),
         *_search_faults(config.search),
         *_refinement_faults(config),
+        *_postprocessing_faults(config.postprocessing),
         *_compute_faults(config.compute),
     ]
 
@@ -479,6 +585,40 @@ def _base_faults(config: JobConfig) -> list[str]:
             )
         elif base.name not in ("body", "head", "foot", "arm"):
             found.append(f"mask_base.name={base.name}: must be one of body, head, foot, arm")
+    if isinstance(base, RegionsBase):
+        found += _regions_faults(base)
+    return found
+
+
+def _regions_faults(base: RegionsBase) -> list[str]:
+    found = [
+        *_range("mask_base.steps", base.steps, 0, 100),
+        *_range("mask_base.target", base.target, 1),
+        *_range("mask_base.largest", base.largest, 1),
+        *_range("mask_base.label_value", base.label_value, 0),
+    ]
+    if not math.isfinite(base.threshold):
+        found.append(f"mask_base.threshold={base.threshold}: must be a number")
+    try:
+        if parse_length(base.step_size, 1.0) == 0.0 and base.steps:
+            found.append(
+                f"mask_base.step_size={base.step_size}: must be above 0; for no steps set mask_base.steps=0"
+            )
+    except ValueError as error:
+        found.append(f"mask_base.step_size: {error}")
+    ways = ("ids", "point", "marker", "largest", "label")
+    given = [way for way in ways if getattr(base, way) is not None]
+    if len(given) != 1:
+        said = " and ".join(f"mask_base.{way}" for way in given) or "none"
+        found.append(
+            f"mask_base=regions: choose regions by one of {', '.join(ways)}; {said} "
+            f"{'are' if len(given) > 1 else 'is'} given (`cryosweep segment` lists regions with their ids)"
+        )
+    if base.ids is not None and (not base.ids or min(base.ids) < 1):
+        found.append(f"mask_base.ids={list(base.ids)}: must be one number or more, each from 1")
+    point = base.point
+    if point is not None and (len(point) != 3 or not all(math.isfinite(x) for x in point)):
+        found.append(f"mask_base.point={list(point)}: must be three numbers [x,y,z] in px")
     return found
 
 
@@ -498,9 +638,14 @@ def _mask_faults(group: str, mask: object) -> list[str]:
         )
     elif not math.isfinite(mask.threshold):
         found.append(f"{group}.threshold={mask.threshold}: must be a number in map units")
-    for key in ("dilation_radius", "soft_padding_width"):
+    return found + _length_faults(group, mask, ("dilation_radius", "soft_padding_width"))
+
+
+def _length_faults(group: str, chosen: object, keys: Sequence[str]) -> list[str]:
+    found: list[str] = []
+    for key in keys:
         try:
-            parse_length(getattr(mask, key), 1.0)
+            parse_length(getattr(chosen, key), 1.0)
         except ValueError as error:
             found.append(f"{group}.{key}: {error}")
     return found
@@ -548,6 +693,8 @@ def _fulcrum_faults(config: JobConfig) -> list[str]:
                 "choose fulcrum=marker, fulcrum=px or fulcrum=mask_centre"
             ]
         return ["fulcrum=hinge: the body carries the others and turns about no hinge"] * (base.name == "body")
+    if isinstance(fulcrum, Interface):
+        return _interface_faults(config, fulcrum)
     if not isinstance(fulcrum, FulcrumPx | FulcrumMarker):
         return []
     position = fulcrum.position
@@ -567,6 +714,44 @@ def _fulcrum_faults(config: JobConfig) -> list[str]:
                 f"if these are Å, divide by data.pixel_size ({pixel:g}) to get [{in_px}]"
             ]
     return []
+
+
+def _interface_faults(config: JobConfig, fulcrum: Interface) -> list[str]:
+    labelled = isinstance(config.data, SimulatedData) and isinstance(config.mask_base, DomainBase)
+    if not fulcrum.parts and not labelled:
+        return [
+            "fulcrum.parts=[]: only a labelled domain of simulated data knows its neighbours; "
+            "give fulcrum.parts=[carrier.mrc], or all other parts"
+        ]
+    if not fulcrum.parts and isinstance(config.mask, MaskFile):
+        return [
+            "fulcrum.parts=[]: with mask=file the other parts are not known; give fulcrum.parts=[carrier.mrc]"
+        ]
+    if isinstance(config.mask_base, ConsensusBase) and not isinstance(config.mask, MaskFile):
+        return [
+            "fulcrum=interface: mask_base=consensus is the whole complex, which touches no other part; "
+            "choose mask_base=file (a map of the domain) or mask=file"
+        ]
+    return []
+
+
+def _subtraction_faults(config: JobConfig) -> list[str]:
+    chosen = config.subtraction
+    if not isinstance(chosen, DomainSubtraction):
+        return []
+    found = [
+        *_range("subtraction.rest_threshold", chosen.rest_threshold, 0, 1, bound="above"),
+        *_range("subtraction.smoothing", chosen.smoothing, 0, unit="Å"),
+        *_length_faults(
+            "subtraction", chosen, ("keep_padding_width", "dilation_radius", "soft_padding_width")
+        ),
+    ]
+    if isinstance(config.mask_base, ConsensusBase) and isinstance(config.scoring, SoftScoring):
+        found.append(
+            "subtraction=domain: mask_base=consensus is the whole map, so nothing lies outside it; choose "
+            "mask_base=file (a map of the domain), scoring=file (a mask of it) or subtraction=file"
+        )
+    return found
 
 
 def _search_faults(search: SearchConfig) -> list[str]:
@@ -600,6 +785,17 @@ def _refinement_faults(config: JobConfig) -> list[str]:
             f"refinement.initial_lowpass={refinement.initial_lowpass:g} Å, where the first iteration starts"
         )
     return found
+
+
+def _postprocessing_faults(chosen: PostprocessingConfig) -> list[str]:
+    key = "postprocessing"
+    return [
+        *_range(f"{key}.b_factor", chosen.b_factor, -5000, 5000, unit="Å^2"),
+        *_range(f"{key}.guinier_from", chosen.guinier_from, 0, bound="above", unit="Å"),
+        *_range(f"{key}.local_resolution_window", chosen.local_resolution_window, 0, bound="above", unit="Å"),
+        *_range(f"{key}.local_resolution_step", chosen.local_resolution_step, 0, bound="above", unit="Å"),
+        *_range(f"{key}.local_resolution_threshold", chosen.local_resolution_threshold, 0.01, 0.99),
+    ]
 
 
 def _compute_faults(compute: ComputeConfig) -> list[str]:

@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, hsv_to_rgb, to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from cryosweep.rules import AT_LIMIT, LEAST_CFAR, LEAST_SCF, PRECISION_RATIO, precision_ratio
@@ -37,6 +39,7 @@ GREY = "#7F7F7F"
 MASK_EDGE = 0.5
 MASK_END = 0.05
 NEAR_EXTENT = 0.95
+LABELLED_PX = 20
 
 
 class CurveStyle(NamedTuple):
@@ -219,6 +222,73 @@ def mask_figure(mask: Array, volume: Array, pixel_size: float, fulcrum: Sequence
             bbox={"facecolor": "black", "alpha": 0.6, "linewidth": 0, "pad": 2},
         )  # fmt: skip
     _legend_below(figure, _mask_keys(True))
+    return figure
+
+
+def region_colours(ids: Sequence[int]) -> dict[int, str]:
+    """A colour (`#rrggbb`) for each region, in order: those of this module, then hues far apart."""
+    chosen = (ORANGE, SKY_BLUE, GREEN, VERMILION, PURPLE, YELLOW, BLUE)
+    found: dict[int, str] = {}
+    for number, id in enumerate(ids):
+        hue = 0.618034 * number % 1.0
+        saturation, value = (0.75, 0.55)[number // 2 % 2], (0.95, 0.75)[number % 2]
+        found[id] = (
+            chosen[number] if number < len(chosen) else to_hex(hsv_to_rgb((hue, saturation, value)).tolist())
+        )
+    return found
+
+
+def regions_figure(
+    volume: Array,
+    labels: NDArray[np.integer[Any]],
+    *,
+    colours: Mapping[int, str],
+    pixel_size: float,
+    chosen: NDArray[np.bool_] | None = None,
+    title: str = "",
+) -> Figure:
+    """Three orthogonal slices of a map with its regions in colour, numbered where they are large enough.
+
+    The slices go through the centre of mass of what is chosen, or of all regions.
+
+    Args:
+        volume: (d, d, d) indexed z, y, x.
+        labels: (d, d, d) the id of the region of each voxel, 0 for none.
+        colours: `#rrggbb` of each id.
+        pixel_size: Å.
+        chosen: (d, d, d); the rest is shown pale.
+        title: heading of the figure.
+
+    Raises:
+        ValueError: there are no regions, or the shapes do not fit.
+    """
+    inside = (labels > 0) if chosen is None else chosen
+    _check_volume(volume, inside.astype(np.float32))
+    index = _mask_centre(inside.astype(np.float32))
+    cuts = [_cut(volume, plane, index) for plane in _PLANES]
+    low, high = _grey_range(cuts)
+    table = np.zeros((int(labels.max()) + 1, 4))
+    for id, colour in colours.items():
+        table[id] = (*to_rgb(colour), 1.0)
+    figure, axes = _three_panels(title)
+    for panel, plane, cut in zip(axes, _PLANES, cuts, strict=True):
+        _show(panel, cut, pixel_size, low, high)
+        _name_axes(panel, plane, _position_of(index, volume.shape[0], pixel_size))
+        of_region = np.take(labels, index[plane.axis], axis=plane.axis)
+        tint = table[of_region]
+        tint[..., 3] *= np.where(np.take(inside, index[plane.axis], axis=plane.axis), 0.65, 0.25)
+        extent = _extent(cut.shape[0], pixel_size)
+        panel.imshow(tint, origin="lower", extent=extent, interpolation="nearest")
+        for id, count in zip(*np.unique(of_region[of_region > 0], return_counts=True), strict=True):
+            if count >= LABELLED_PX:
+                up, across = np.nonzero(of_region == id)
+                nearest = np.hypot(up - up.mean(), across - across.mean()).argmin()
+                panel.text(
+                    float(extent[0] + (across[nearest] + 0.5) * pixel_size),
+                    float(extent[2] + (up[nearest] + 0.5) * pixel_size),
+                    str(id), ha="center", va="center", fontsize=9, color="white",
+                    path_effects=[withStroke(linewidth=2.0, foreground="black")],
+                )  # fmt: skip
     return figure
 
 
@@ -654,6 +724,116 @@ def _globe() -> tuple[Figure, Axes]:
                     color="white")  # fmt: skip
     axes.set_xlabel("rot, across (rlnAngleRot); tilt, up and down (rlnAngleTilt, 0° at the top)", fontsize=9)
     return figure, axes
+
+
+def guinier_figure(columns: Mapping[str, Array], *, pixel_size: float, b_factor: float, title: str) -> Figure:
+    """Guinier plot: ln amplitude of a map against 1/d^2, with the line that gave its B-factor.
+
+    Args:
+        columns: (n_shells,) each: `inverse_square` (1/Å^2), `raw`, `weighted`, `weighted_sd`, `fitted` (nan
+            outside the fit) and `sharpened`.
+        pixel_size: Å.
+        b_factor: Å^2, as applied.
+        title: heading of the figure.
+    """
+    figure = Figure(figsize=(8.6, 5.4), layout="constrained")
+    axes = figure.subplots()
+    square = columns["inverse_square"]
+    shown = slice(1, None)
+    for name, colour, label in (
+        ("raw", GREY, "mean of the half maps under the mask"),
+        ("sharpened", GREEN, f"FSC-weighted, sharpened by {b_factor:.0f} Å²"),
+    ):
+        axes.plot(square[shown], columns[name][shown], color=colour, linewidth=1.4, label=label)
+    weighted, spread = columns["weighted"][shown], columns["weighted_sd"][shown]
+    axes.errorbar(
+        square[shown], weighted, yerr=spread, color=BLUE, linewidth=1.4, elinewidth=0.8, marker=".",
+        label="FSC-weighted, with its scatter by chance",
+    )  # fmt: skip
+    fitted = columns["fitted"]
+    if np.isfinite(fitted).any():
+        axes.plot(square, fitted, color=VERMILION, linewidth=2.6, label="fitted line", zorder=5)
+    end = 1.0 / (2.0 * pixel_size) ** 2
+    resolutions = [value for value in _RESOLUTION_TICKS if end / 400.0 < value**-2 <= end]
+    ticks: list[float] = []
+    for value in resolutions:
+        if not ticks or value**-2 - ticks[-1] ** -2 > 0.06 * end:
+            ticks.append(value)
+    axes.set_xlim(0.0, end)
+    axes.set_xticks([value**-2 for value in ticks], [f"{value:g}" for value in ticks])
+    axes.grid(axis="x", color="#E5E5E5", linewidth=0.6)
+    axes.set_axisbelow(True)
+    seen = np.concatenate([columns["raw"][shown], weighted[np.isfinite(weighted)]])
+    margin = 0.06 * float(seen.max() - seen.min())
+    axes.set_ylim(float(seen.min()) - margin, float(seen.max()) + margin)
+    axes.set_xlabel("resolution d (Å); the axis is linear in 1/d² and ends at Nyquist")
+    axes.set_ylabel("ln of the mean amplitude")
+    axes.set_title(title, fontsize=11)
+    axes.legend(fontsize=9, loc="upper right")
+    return figure
+
+
+def local_resolution_figure(
+    resolution: Array, volume: Array, mask: Array, *, pixel_size: float, floor: float, title: str
+) -> Figure:
+    """Slices of a map through the centre of its mask, coloured by local resolution, and its distribution.
+
+    The first and the last bar hold what lies beyond them too.
+
+    Args:
+        resolution: (d, d, d) Å.
+        volume: (d, d, d) the map whose density gives the brightness.
+        mask: (d, d, d) in [0, 1]; what it exceeds 0.5 in is drawn and counted.
+        pixel_size: Å.
+        floor: Å, the coarsest value told.
+        title: heading of the figure.
+
+    Raises:
+        ValueError: the mask exceeds 0.5 nowhere, or the shapes do not fit.
+    """
+    _check_volume(volume, mask)
+    kept = (mask > MASK_EDGE).astype(np.float64)
+    if not kept.any():
+        raise ValueError("the mask exceeds 0.5 nowhere: there is no local resolution to draw")
+    values = resolution[kept > 0.0]
+    low, high = resolution_range(values)
+    index = _mask_centre(mask)
+    position = _position_of(index, volume.shape[0], pixel_size)
+    colours = LinearSegmentedColormap.from_list("resolution", [BLUE, "#F2F2F2", VERMILION])
+    dark, bright = _grey_range([_cut(volume, plane, index) for plane in _PLANES])
+    figure = Figure(figsize=(13.5, 3.9), layout="constrained")
+    panels: NDArray[Any] = np.asarray(figure.subplots(1, 4))
+    for panel, plane in zip(panels[:3], _PLANES, strict=True):
+        cut = _cut(resolution, plane, index)
+        picture = colours(np.clip((cut - low) / (high - low), 0.0, 1.0))
+        light = 0.3 + 0.7 * np.clip((_cut(volume, plane, index) - dark) / (bright - dark), 0.0, 1.0)
+        picture[..., :3] *= (light * _cut(kept, plane, index))[..., None]
+        panel.imshow(
+            picture, origin="lower", extent=_extent(cut.shape[0], pixel_size), interpolation="nearest"
+        )
+        _name_axes(panel, plane, position)
+    bins = np.linspace(low, high, 31)
+    counts, _ = np.histogram(np.clip(values, low, high), bins)
+    middles = 0.5 * (bins[1:] + bins[:-1])
+    panels[3].bar(
+        middles, counts / values.size, width=bins[1] - bins[0],
+        color=colours((middles - low) / (high - low)), edgecolor=GREY, linewidth=0.4,
+    )  # fmt: skip
+    panels[3].set_xlabel("local resolution (Å)")
+    panels[3].set_ylabel("share of the mask")
+    at_floor = float(np.mean(values > 0.999 * floor))
+    panels[3].set_title(
+        f"median {float(np.median(values)):.1f} Å, {at_floor:.1%} at the floor ({floor:.0f} Å)", fontsize=9
+    )
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def resolution_range(values: Array) -> tuple[float, float]:
+    """Resolutions (Å) at the ends of the colours: 2nd and 98th percentile, at least 0.5 Å apart."""
+    low, high = (float(value) for value in np.percentile(values, [2.0, 98.0]))
+    middle = 0.5 * (low + high)
+    return min(low, middle - 0.25), max(high, middle + 0.25)
 
 
 def _change_panel(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -115,22 +116,54 @@ def shell_sum(values: Tensor, *, dims: int) -> Tensor:
     return total[:, : shell_count(box_size)].reshape(*values.shape[:-dims], shell_count(box_size))
 
 
-def low_pass(volume: Tensor, *, resolution: float, pixel_size: float, edge_shells: int = 2) -> Tensor:
+def low_pass(
+    volume: Tensor,
+    *,
+    resolution: float,
+    pixel_size: float,
+    edge_shells: int = 2,
+    edge: Literal["outside", "centred"] = "outside",
+) -> Tensor:
     """`volume` without what is finer than `resolution` (Å): a raised-cosine edge of `edge_shells` shells.
-
-    The edge lies on the outside of the shell of `resolution`, as in `relion_image_handler --lowpass`.
 
     Args:
         volume: (d, d, d).
         resolution: Å.
         pixel_size: Å.
         edge_shells: width of the edge in shells.
+        edge: `outside`: all up to the shell of `resolution` is kept in full; `centred`: half of the amplitude
+            there, as in `relion_image_handler --lowpass`, which rounds that shell to a whole number.
     """
-    box_size = volume.shape[-1]
+    transfer = low_pass_transfer(
+        volume.shape[-1], resolution=resolution, pixel_size=pixel_size, edge_shells=edge_shells, edge=edge,
+        dtype=volume.dtype, device=volume.device,
+    )  # fmt: skip
+    return multiply_spectrum(volume, transfer)
+
+
+def high_pass(volume: Tensor, *, resolution: float, pixel_size: float, edge_shells: int = 2) -> Tensor:
+    """What a `low_pass` with a centred edge takes away; arguments as there.
+
+    As `relion_image_handler --highpass`, but that this does not round the shell of `resolution`.
+    """
+    low = low_pass_transfer(
+        volume.shape[-1], resolution=resolution, pixel_size=pixel_size, edge_shells=edge_shells,
+        edge="centred", dtype=volume.dtype, device=volume.device,
+    )  # fmt: skip
+    return multiply_spectrum(volume, 1.0 - low)
+
+
+def low_pass_transfer(
+    box_size: int, *, resolution: float, pixel_size: float, edge_shells: int = 2,
+    edge: Literal["outside", "centred"] = "outside", dtype: torch.dtype, device: torch.device | str,
+) -> Tensor:  # fmt: skip
+    """What `low_pass` multiplies the rfftn layout of a volume by: (d, d, d // 2 + 1) in [0, 1]."""
     cutoff = box_size * pixel_size / resolution
-    radius = frequency_radius(box_size, dims=3, dtype=volume.dtype, device=volume.device)
+    if edge == "centred":
+        cutoff -= 0.5 * edge_shells
+    radius = frequency_radius(box_size, dims=3, dtype=dtype, device=device)
     position = ((radius - cutoff) / edge_shells).clamp(0.0, 1.0)
-    return multiply_spectrum(volume, 0.5 + 0.5 * torch.cos(math.pi * position))
+    return 0.5 + 0.5 * torch.cos(math.pi * position)
 
 
 def gaussian_filter(volume: Tensor, *, sigma: float, pixel_size: float) -> Tensor:
@@ -144,6 +177,21 @@ def gaussian_filter(volume: Tensor, *, sigma: float, pixel_size: float) -> Tenso
 def multiply_spectrum(volume: Tensor, transfer: Tensor) -> Tensor:
     """`volume` (d, d, d) filtered by a real `transfer` on its rfftn layout."""
     return torch.fft.irfftn(torch.fft.rfftn(volume) * transfer, s=volume.shape)
+
+
+def resample_cube(volume: Tensor, size: int) -> Tensor:
+    """`volume` (d, d, d) on a grid of `size` voxels over the same box, by cropping or padding its transform.
+
+    Grey values are kept, not sums: exact where the volume has no power at and beyond the Nyquist of the
+    coarser grid.
+    """
+    old = int(volume.shape[-1])
+    if size == old:
+        return volume
+    kept = min(old, size)
+    kept -= 1 - kept % 2  # odd: all that has both signs of frequency
+    spectrum = pad_centre(crop_centre(fft_centred(volume, dims=3), kept, dims=3), size, dims=3)
+    return ifft_centred(spectrum, dims=3).real * (size / old) ** 3
 
 
 def even_fft_size(minimum: float) -> int:

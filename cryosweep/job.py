@@ -6,7 +6,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -21,10 +21,18 @@ from cryosweep import config as schemas
 from cryosweep import diagnostics, rules
 from cryosweep.config import JobConfig, parse_length, parse_memory
 from cryosweep.fourier import gaussian_filter
+from cryosweep.fulcrum import contact_radius, interface
 from cryosweep.io.maps import SAME_PIXEL_SIZE, Map, read_map, read_mask, write_map
-from cryosweep.io.markers import read_marker
+from cryosweep.io.markers import read_marker, read_markers, write_marker
 from cryosweep.io.particles import Particles, read_particles, write_particles
-from cryosweep.mask import centre_of_mass, measured_padding_px, soft_mask, threshold_of
+from cryosweep.io.segger import on_grid_of, read_segger
+from cryosweep.local_resolution import (
+    MIN_WIDTH_PX,
+    WIDTH_PER_RESOLUTION,
+    filter_locally,
+    local_resolution,
+)
+from cryosweep.mask import centre_of_mass, soft_mask, threshold_of
 from cryosweep.progress import Progress
 from cryosweep.reconstruction import HalfMaps, fsc_weighted, reconstruct_half_maps
 from cryosweep.refinement import (
@@ -36,6 +44,17 @@ from cryosweep.refinement import (
 )
 from cryosweep.resolution import FscCurves, crossing
 from cryosweep.search import ExtentShape
+from cryosweep.segmentation import (
+    Segmentation,
+    everything_else,
+    largest,
+    level_of,
+    mostly_inside,
+    segment,
+    territory,
+    touching,
+)
+from cryosweep.sharpening import apply_b_factor, sharpen
 from cryosweep.simulate import DOMAINS, SimulationSettings, Truth, load_ribosome, load_truth, simulate
 from cryosweep.study.assessment import (
     OWN_CURVES,
@@ -43,6 +62,7 @@ from cryosweep.study.assessment import (
     Score,
     TruthScore,
     curve_table,
+    guinier_table,
     make_ruler,
     masked_fsc,
     score,
@@ -53,6 +73,7 @@ from cryosweep.study.findings import FINDINGS_FILE, FINDINGS_TEXT, tags_of, writ
 from cryosweep.study.review import MaskOrigin, Review, review_result, review_setup
 from cryosweep.study.store import Store, digest_file
 from cryosweep.study.sweep import record_run
+from cryosweep.subtraction import Rest, check_half_maps, rest_of, share_left, share_removed, subtracted
 from cryosweep.tracking import Tracker
 
 # Raise one when what its stage makes changes: results kept under the old number are then made anew.
@@ -85,6 +106,19 @@ class _Start:
     origin: tuple[float, float, float]
 
 
+@dataclass(frozen=True)
+class _Images:
+    """What is refined: particles whose images lack the rest, and half-maps of them at the starting poses.
+
+    `shadow` is the share of the removed density that is still in those maps.
+    """
+
+    particles: Particles
+    half_maps: HalfMaps
+    rest: Rest | None
+    shadow: float
+
+
 def check_job(config: JobConfig) -> list[str]:
     """What about the files of a job would stop it, one sentence each; reads headers and tables only."""
     found: list[str] = []
@@ -108,9 +142,25 @@ def check_job(config: JobConfig) -> list[str]:
         if volume is not None and path in _mask_files(config):
             wrong = rules.mask_values(float(volume.data.min()), float(volume.data.max()))
             found += [] if wrong is None else [f"{path}: {wrong}"]
+    base = config.mask_base
+    if isinstance(base, schemas.RegionsBase):
+        if base.marker is not None:
+            _attempt(found, lambda path=base.marker: read_markers(_existing(path)))
+        if base.segger is not None:
+            _attempt(found, lambda path=base.segger: _check_segger(path, config, box))
+    window = config.postprocessing.local_resolution_window
+    if window is not None and box is not None and window < MIN_WIDTH_PX * box[1]:
+        found.append(
+            f"postprocessing.local_resolution_window={window:g}: too narrow for an FSC at {box[1]:g} Å per "
+            f"px; give {MIN_WIDTH_PX * box[1]:g} Å or more"
+        )
     fulcrum = config.fulcrum
     if isinstance(fulcrum, schemas.FulcrumMarker) and fulcrum.path is not None:
         _attempt(found, lambda path=fulcrum.path: read_marker(Path(path)))
+    if isinstance(fulcrum, schemas.Interface) and isinstance(config.mask, schemas.MaskFile):
+        for path in fulcrum.parts:  # a finished mask gives no threshold to cut maps at
+            if Path(path).is_file():
+                _attempt(found, lambda path=path: read_mask(Path(path)))
     return found
 
 
@@ -133,15 +183,25 @@ def run_job(config: JobConfig, folder: Path, tracker: Tracker, progress: Progres
     base = _mask_base(config, data, start, device)
     mask = _aligning_mask(config, base, particles, device)
     ruler = _ruler(config, base, particles, device)
-    fulcrum = _fulcrum(config, mask, start, particles)
     settings = _settings(config)
+    notes = list(particles.notes)
+    if isinstance(config.fulcrum, schemas.Interface):
+        fulcrum, note = _interface(config, config.fulcrum, data, start, base, mask, device)
+        notes.append(note)
+    else:
+        fulcrum = _fulcrum(config, mask, start, particles)
+    _write_fulcrum(folder, fulcrum, start, particles)
+    images = _images(config, data, start, base, device, progress)
+    if images.rest is not None and isinstance(config.consensus, schemas.ConsensusFiles):
+        notes.extend(check_half_maps(particles, start.half_maps, device=device))
+    removal = _subtraction_findings(config, particles, images)
     made = _mask_origin(config, base, mask, particles.pixel_size)
-    mean_start = 0.5 * (start.half_maps.half_a + start.half_maps.half_b)
+    smooth_start = _smoothed_consensus(config, data, start)
     setup = review_setup(
-        mask, mean_start, particles, fulcrum=fulcrum, settings=settings, made=made,
+        mask, smooth_start, particles, fulcrum=fulcrum, settings=settings, made=made,
         resolution=config.refinement.initial_lowpass,
     )  # fmt: skip
-    notes = [*particles.notes, *map(str, setup)]
+    notes.extend(map(str, rules.worst_first((*setup, *removal))))
     for note in notes:
         progress.note(note)
     record_run(
@@ -151,34 +211,36 @@ def run_job(config: JobConfig, folder: Path, tracker: Tracker, progress: Progres
 
     progress.start(len(particles) * (1 + settings.max_iterations), "refining")
     result = refine(
-        particles, start.half_maps, mask, fulcrum=fulcrum, settings=settings, device=device,
+        images.particles, images.half_maps, mask, fulcrum=fulcrum, settings=settings, device=device,
         memory_budget=parse_memory(config.compute.memory_budget), advance=progress.advance,
         on_iteration=lambda record: tracker.metrics(_iteration_metrics(record), step=record.iteration),
     )  # fmt: skip
     progress.start(len(particles), "reconstructing")
     half_maps = reconstruct_half_maps(
-        particles, result.rotations, result.shifts, device=device, advance=progress.advance
+        images.particles, result.rotations, result.shifts, device=device, advance=progress.advance
     )
     progress.start(1, "assessing")
     scored = score(half_maps, mask, ruler)
     start_curve = masked_fsc(start.half_maps, ruler.mask)
     truth, start_truth = _truth_scores(config, data, start, half_maps, result, ruler)
     summary = _summary(scored, start_curve, truth, start_truth, result, ruler, mask, particles)
+    summary |= _subtraction_metrics(images, particles, half_maps, result, ruler, device, progress)
     review = review_result(
         scored, half_maps, mask, particles, result, fulcrum=fulcrum, settings=settings, made=made
     )  # fmt: skip
     # the set-up again, now that the resolution is known
     setup = review_setup(
-        mask, mean_start, particles, fulcrum=fulcrum, settings=settings, made=made,
+        mask, smooth_start, particles, fulcrum=fulcrum, settings=settings, made=made,
         resolution=summary["resolution/own_corrected_0143"],
     )  # fmt: skip
-    findings = rules.worst_first((*setup, *review.findings))
-    notes += map(str, review.findings)
-    summary |= review.metrics
+    metrics, about_maps = _postprocess(config.postprocessing, folder, half_maps, scored, mask, start)
+    findings = rules.worst_first((*setup, *removal, *review.findings, *about_maps))
+    notes.extend(map(str, rules.worst_first((*review.findings, *about_maps))))
+    summary |= review.metrics | metrics
     summary["seconds"] = time.monotonic() - began
     summary["cpu_seconds"] = time.process_time() - cpu_began
 
-    _write_volumes(folder, half_maps, scored, start, start_curve, mask, ruler)
+    _write_volumes(folder, half_maps, scored, start, start_curve, mask, ruler, images.rest)
     curves = curve_table(scored, start_curve, truth, start_truth)
     _write_tables(folder, particles, result, review, curves, truth, start_truth)
     _draw(folder, scored, result, mask, fulcrum, settings, particles.pixel_size)
@@ -277,9 +339,10 @@ def _file_state(path: Path) -> str:
 
 def _map_files(config: JobConfig) -> list[str]:
     """Every map that the configuration names."""
-    chosen = (config.consensus, config.mask_base, config.mask, config.scoring)
-    names = ("half_a", "half_b", "path")
-    return [getattr(group, name) for group in chosen for name in names if hasattr(group, name)]
+    chosen = (config.consensus, config.mask_base, config.mask, config.scoring, config.subtraction)
+    names = ("half_a", "half_b", "path", "label")
+    found = [getattr(group, name, None) for group in chosen for name in names]
+    return [*(path for path in found if path is not None), *getattr(config.fulcrum, "parts", ())]
 
 
 def _mask_files(config: JobConfig) -> list[str]:
@@ -310,6 +373,24 @@ def _read_volume(path: str) -> Map:
     if not Path(path).is_file():
         raise ValueError(f"{path}: there is no such map")
     return read_map(Path(path))
+
+
+def _existing(path: str) -> Path:
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: there is no such file")
+    return Path(path)
+
+
+def _check_segger(path: str, config: JobConfig, box: tuple[int, float] | None) -> None:
+    """Refuse a Segger file whose regions do not lie on the map that they are to cut."""
+    file = read_segger(_existing(path))
+    named = getattr(config.mask_base, "path", None) or getattr(config.consensus, "half_a", None)
+    if named is not None:
+        if Path(named).is_file():  # if not, that is said already
+            on_grid_of(file, read_map(Path(named)))
+    elif box is not None:
+        size, pixel_size = box
+        on_grid_of(file, Map(torch.zeros(()).expand(size, size, size), pixel_size, (0.0, 0.0, 0.0)))
 
 
 def _check_grid(volume: Map, path: str, box_size: int, pixel_size: float) -> None:
@@ -362,18 +443,19 @@ def _mask_base(config: JobConfig, data: _Data, start: _Start, device: torch.devi
     base = config.mask_base
     if isinstance(config.mask, schemas.MaskFile) and isinstance(config.scoring, schemas.ScoringFile):
         return None
-    if isinstance(base, schemas.FileBase):
-        volume = _volume_like(base.path, data.particles, device)
+    path = base.path if isinstance(base, schemas.FileBase | schemas.RegionsBase) else None
+    if path is not None:
+        volume = _smoothed(config, _volume_like(path, data.particles, device), data.particles)
     else:
-        volume = 0.5 * (start.half_maps.half_a + start.half_maps.half_b)
-    smoothing = _smoothing(config)
-    if smoothing > 0:
-        volume = gaussian_filter(volume, sigma=smoothing, pixel_size=data.particles.pixel_size)
+        volume = _smoothed_consensus(config, data, start)
     if isinstance(base, schemas.DomainBase):
         if data.truth is None:
             raise ValueError("mask_base=domain: only simulated data have labelled domains")
         # only the territory comes from the model, as from a segmentation: the density is that of the data
         volume = volume * (data.truth.labels == 1 + DOMAINS.index(base.name)).to(device)
+    if isinstance(base, schemas.RegionsBase):
+        origin = start.origin if path is None else _read_volume(path).origin
+        volume = volume * _territory(base, Map(volume, data.particles.pixel_size, origin))
     return volume
 
 
@@ -381,6 +463,59 @@ def _smoothing(config: JobConfig) -> float:
     """Å, sigma of the Gaussian over the mask base."""
     given = config.mask_base.smoothing
     return SMOOTHING_PER_LOWPASS * config.refinement.initial_lowpass if given is None else given
+
+
+def _smoothed(config: JobConfig, volume: Tensor, particles: Particles) -> Tensor:
+    """`volume` as it is smoothed before masks are cut from it."""
+    sigma = _smoothing(config)
+    return gaussian_filter(volume, sigma=sigma, pixel_size=particles.pixel_size) if sigma > 0 else volume
+
+
+def _smoothed_consensus(config: JobConfig, data: _Data, start: _Start) -> Tensor:
+    return _smoothed(config, 0.5 * (start.half_maps.half_a + start.half_maps.half_b), data.particles)
+
+
+def _territory(base: schemas.RegionsBase, map: Map) -> Tensor:
+    """(d, d, d) bool: the regions of a map that are chosen, or all others.
+
+    Raises:
+        ValueError: there are no such regions, or the files do not fit the map.
+    """
+    try:
+        regions = _segmented(base, map)
+        ids = _chosen(base, regions, map)
+        return everything_else(regions, ids) if base.rest else territory(regions, ids)
+    except ValueError as error:
+        raise ValueError(f"mask_base=regions: {error}") from error
+
+
+def _segmented(base: schemas.RegionsBase, map: Map) -> Segmentation:
+    if base.segger is not None:
+        regions = on_grid_of(read_segger(Path(base.segger)), map)
+        return replace(regions, labels=regions.labels.to(map.data.device))
+    return segment(
+        map.data,
+        threshold=level_of(map.data, base.threshold, unit=base.threshold_unit.value),  # pyright: ignore[reportArgumentType]
+        steps=base.steps,
+        step_px=parse_length(base.step_size, map.pixel_size) / map.pixel_size,
+        target=base.target,
+    )
+
+
+def _chosen(base: schemas.RegionsBase, regions: Segmentation, map: Map) -> tuple[int, ...]:
+    """Ids of the regions that one of the keys ids, point, marker, largest, label names."""
+    if base.ids is not None:
+        return tuple(base.ids)
+    if base.largest is not None:
+        return largest(regions, base.largest)
+    if base.label is not None:
+        marked = _read_volume(base.label).data.to(map.data.device).round() == base.label_value
+        return mostly_inside(regions, marked)
+    if base.point is not None:
+        return (touching(regions, base.point),)
+    assert base.marker is not None
+    points = [map.to_px(point) for point in read_markers(Path(base.marker))]
+    return tuple(dict.fromkeys(touching(regions, point) for point in points))
 
 
 def _cut(base: Tensor, made: schemas.SoftMask | schemas.SoftScoring, group: str, pixel_size: float) -> Tensor:
@@ -391,6 +526,7 @@ def _cut(base: Tensor, made: schemas.SoftMask | schemas.SoftScoring, group: str,
             threshold=threshold_of(base, made.threshold, unit=made.threshold_unit.value),  # pyright: ignore[reportArgumentType]
             dilation_radius_px=parse_length(made.dilation_radius, pixel_size) / pixel_size,
             soft_padding_width_px=parse_length(made.soft_padding_width, pixel_size) / pixel_size,
+            holes_filled=isinstance(made, schemas.SoftMask) and made.fill_holes,
         )
     except ValueError as error:
         raise ValueError(f"{group}: {error}") from error
@@ -433,17 +569,17 @@ def _mask_origin(config: JobConfig, base: Tensor | None, mask: Tensor, pixel_siz
     """How the aligning mask was made, as far as the configuration tells."""
     chosen = config.mask
     if not isinstance(chosen, schemas.SoftMask):
-        padding = measured_padding_px(mask) * pixel_size
-        return MaskOrigin(padding, None, None, float(mask.double().sum()) * pixel_size**3)
+        return MaskOrigin(None, None, None, float(mask.double().sum()) * pixel_size**3)
     assert base is not None
     threshold = threshold_of(base, chosen.threshold, unit=chosen.threshold_unit.value)  # pyright: ignore[reportArgumentType]
     # a map from a file may have been smoothed elsewhere
-    given = isinstance(config.mask_base, schemas.FileBase)
+    given = getattr(config.mask_base, "path", None) is not None
     return MaskOrigin(
         padding=parse_length(chosen.soft_padding_width, pixel_size),
         dilation=parse_length(chosen.dilation_radius, pixel_size),
         smoothing=None if given else _smoothing(config),
         region_volume=float((base > threshold).sum()) * pixel_size**3,
+        base=base,
     )
 
 
@@ -478,6 +614,163 @@ def _fulcrum(config: JobConfig, mask: Tensor, start: _Start, particles: Particle
     return point
 
 
+def _interface(
+    config: JobConfig, chosen: schemas.Interface, data: _Data, start: _Start, base: Tensor | None,
+    mask: Tensor, device: torch.device,
+) -> tuple[Tensor, str]:  # fmt: skip
+    """(3,) Å from the box centre where the domain touches its carrier, and how well that is known.
+
+    Domain and parts are cut where the mask is, at the same density, and not dilated.
+
+    Raises:
+        ValueError: they do not touch as a hinge does.
+    """
+    particles = data.particles
+    if isinstance(config.mask, schemas.SoftMask):
+        assert base is not None
+        threshold = threshold_of(base, config.mask.threshold, unit=config.mask.threshold_unit.value)  # pyright: ignore[reportArgumentType]
+        domain = base > threshold
+    else:
+        threshold, domain = 0.5, mask > 0.5
+    if chosen.parts:
+        names = list(chosen.parts)
+        parts = [_part(config, path, threshold, particles, device) for path in names]
+    else:
+        assert isinstance(config.mask_base, schemas.DomainBase)
+        assert data.truth is not None
+        names = [name for name in DOMAINS if name != config.mask_base.name]
+        dense = _smoothed_consensus(config, data, start) > threshold
+        labels = data.truth.labels.to(device)
+        parts = [dense & (labels == 1 + DOMAINS.index(name)) for name in names]
+    pixel_size = particles.pixel_size
+    try:
+        found = interface(domain, parts, names=names, pixel_size=pixel_size)
+    except ValueError as error:
+        raise ValueError(f"fulcrum=interface: {error} (fulcrum=marker)") from error
+    x, y, z = (f"{float(value):.1f}" for value in found.contact.sd)
+    return found.contact.centre, (
+        f"The fulcrum is the contact with {names[found.carrier]}: {found.contact.voxels} voxels within "
+        f"{contact_radius(pixel_size):g} Å of both, of SD {x}, {y}, {z} Å along x, y, z."
+    )
+
+
+def _part(
+    config: JobConfig, path: str, threshold: float, particles: Particles, device: torch.device
+) -> Tensor:
+    """Where a mask is above one half, or a map, smoothed as the mask base is, above `threshold`."""
+    volume = _volume_like(path, particles, device)
+    if float(volume.min()) >= 0.0 and float(volume.max()) <= 1.0:
+        return volume > 0.5
+    return _smoothed(config, volume, particles) > threshold
+
+
+def _write_fulcrum(folder: Path, fulcrum: Tensor, start: _Start, particles: Particles) -> None:
+    """The fulcrum as a marker over the maps of the run folder."""
+    half = particles.box_size // 2 * particles.pixel_size
+    x, y, z = (float(value) + half + origin for value, origin in zip(fulcrum, start.origin, strict=True))
+    write_marker(folder / "fulcrum.cmm", (x, y, z), radius=2.0 * particles.pixel_size, note="fulcrum")
+
+
+# ---- subtraction ----
+
+
+def _images(
+    config: JobConfig, data: _Data, start: _Start, base: Tensor | None, device: torch.device,
+    progress: Progress,
+) -> _Images:  # fmt: skip
+    """The images to refine, as the group `subtraction` says, and half-maps of them to begin with."""
+    particles = data.particles
+    chosen = config.subtraction
+    if isinstance(chosen, schemas.NoSubtraction):
+        return _Images(particles, start.half_maps, None, 0.0)
+    if isinstance(chosen, schemas.FileSubtraction):
+        removed = share_removed(_checked_mask(chosen.path, particles, device), chosen.role.value)  # pyright: ignore[reportArgumentType]
+        filter = chosen.filter
+    else:
+        assert isinstance(chosen, schemas.DomainSubtraction)
+        kept = _kept(config, chosen, base, particles, device)
+        removed = _outside(config, chosen, data, start, kept)
+        filter = chosen.filter
+    rest = rest_of(start.half_maps, removed, filter=filter.value)  # pyright: ignore[reportArgumentType]
+    lacking = subtracted(particles, rest, device=device)
+    progress.start(len(particles), "subtracting")
+    half_maps = reconstruct_half_maps(
+        lacking, particles.rotations, particles.shifts, device=device, advance=progress.advance
+    )
+    return _Images(lacking, half_maps, rest, share_left(start.half_maps, half_maps, removed))
+
+
+def _kept(
+    config: JobConfig, chosen: schemas.DomainSubtraction, base: Tensor | None, particles: Particles,
+    device: torch.device,
+) -> Tensor:  # fmt: skip
+    """The region that the scoring mask is cut from, with the subtraction's own edge."""
+    scoring = config.scoring
+    if isinstance(scoring, schemas.ScoringFile):
+        return _checked_mask(scoring.path, particles, device)
+    assert isinstance(scoring, schemas.SoftScoring)
+    assert base is not None
+    region = replace(scoring, dilation_radius=0, soft_padding_width=chosen.keep_padding_width)
+    return _cut(base, region, "subtraction", particles.pixel_size)
+
+
+def _outside(
+    config: JobConfig, chosen: schemas.DomainSubtraction, data: _Data, start: _Start, kept: Tensor
+) -> Tensor:
+    """Share of each voxel that is removed: a soft mask of the starting map, less what is kept."""
+    pixel_size = data.particles.pixel_size
+    base = 0.5 * (start.half_maps.half_a + start.half_maps.half_b)
+    if chosen.smoothing > 0:
+        base = gaussian_filter(base, sigma=chosen.smoothing, pixel_size=pixel_size)
+    threshold = threshold_of(base, chosen.rest_threshold, unit="fraction")
+    domain = config.mask_base
+    if isinstance(domain, schemas.DomainBase) and data.truth is not None:
+        # the blurred rim of the domain itself belongs to no neighbour
+        base = base * (data.truth.labels != 1 + DOMAINS.index(domain.name)).to(base)
+    try:
+        around = soft_mask(
+            base, threshold=threshold,
+            dilation_radius_px=parse_length(chosen.dilation_radius, pixel_size) / pixel_size,
+            soft_padding_width_px=parse_length(chosen.soft_padding_width, pixel_size) / pixel_size,
+        )  # fmt: skip
+        return share_removed(around * (1.0 - kept), "remove")
+    except ValueError as error:
+        raise ValueError(f"subtraction: {error}") from error
+
+
+def _subtraction_findings(
+    config: JobConfig, particles: Particles, images: _Images
+) -> tuple[rules.Finding, ...]:
+    """What is questionable about a subtraction, before the refinement begins."""
+    if images.rest is None:
+        return ()
+    chosen = config.subtraction
+    dilated = (
+        parse_length(chosen.dilation_radius, particles.pixel_size)
+        if isinstance(chosen, schemas.DomainSubtraction)
+        else 0.0
+    )
+    return rules.present((rules.subtraction_dilation(dilated), rules.subtraction_shadow(1.0, images.shadow)))
+
+
+def _subtraction_metrics(
+    images: _Images, particles: Particles, half_maps: HalfMaps, result: Refinement,
+    ruler: Ruler, device: torch.device, progress: Progress,
+) -> dict[str, float]:  # fmt: skip
+    """What a subtraction left of the rest, and what of the domain's half-map agreement was the rest's."""
+    if images.rest is None:
+        return {}
+    progress.start(len(particles), "reconstructing without subtraction")
+    whole = reconstruct_half_maps(
+        particles, result.rotations, result.shifts, device=device, advance=progress.advance
+    )
+    return {
+        "subtraction/shadow": images.shadow,
+        "subtraction/removed_share": 1.0
+        - share_left(whole, half_maps, ruler.mask, first_shell=ruler.first_shell),
+    }
+
+
 # ---- refinement and scores ----
 
 
@@ -497,6 +790,8 @@ def _settings(config: JobConfig) -> RefinementSettings:
         max_resolution=loop.max_resolution,
         regularise=loop.regularisation is schemas.Regularisation.wiener,
         correct_for_mask=loop.band_from is schemas.BandFrom.corrected,
+        marginalise=loop.marginalise,
+        compile=config.compute.compile,
     )
 
 
@@ -506,9 +801,9 @@ def _iteration_metrics(record: IterationRecord) -> dict[str, float]:
 
 
 _ITERATION_COLUMNS = (
-    "iteration", "band", "resolution", "resolution_corrected", "rotation_change_median",
+    "iteration", "band", "coarse_band", "resolution", "resolution_corrected", "rotation_change_median",
     "shift_change_median", "moved_median", "at_rotation_extent", "at_shift_extent", "log_posterior",
-    "seconds",
+    "marginalised", "seconds",
 )  # fmt: skip
 
 
@@ -573,7 +868,7 @@ def _summary(
 
 def _write_volumes(
     folder: Path, half_maps: HalfMaps, scored: Score, start: _Start, start_curve: Tensor, mask: Tensor,
-    ruler: Ruler,
+    ruler: Ruler, rest: Rest | None,
 ) -> None:  # fmt: skip
     own = scored.own.corrected
     volumes = {
@@ -584,8 +879,62 @@ def _write_volumes(
         "mask": mask,
         "scoring_mask": ruler.mask,
     }
+    if rest is not None:
+        volumes["removed"] = rest.removed
     for name, volume in volumes.items():
         write_map(folder / f"{name}.mrc", volume.cpu(), pixel_size=half_maps.pixel_size, origin=start.origin)
+
+
+def _postprocess(
+    chosen: schemas.PostprocessingConfig, folder: Path, half_maps: HalfMaps, scored: Score, mask: Tensor,
+    start: _Start,
+) -> tuple[dict[str, float], tuple[rules.Finding, ...]]:  # fmt: skip
+    """Write the sharpened map, its Guinier plot and, if chosen, local resolution; metrics and findings."""
+    pixel_size = half_maps.pixel_size
+    sharpened = sharpen(
+        half_maps, mask, scored.own.corrected, b_factor=chosen.b_factor, fit_from=chosen.guinier_from
+    )
+    table = guinier_table(sharpened)
+    table.to_csv(folder / "guinier.csv", index=False, float_format="%.6f")
+    volumes = {"sharpened": sharpened.volume}
+    figures = {
+        "guinier": diagnostics.guinier_figure(
+            {str(name): column.to_numpy() for name, column in table.items()}, pixel_size=pixel_size,
+            b_factor=sharpened.b_factor, title=sharpened.description,
+        )
+    }  # fmt: skip
+    metrics = {"sharpening/b_factor": sharpened.b_factor}
+    if sharpened.fit is not None:
+        metrics["sharpening/b_factor_se"] = sharpened.fit.b_factor_se
+    findings: list[rules.Finding | None] = [*sharpened.findings]
+    if chosen.local_resolution:
+        width = chosen.local_resolution_window or max(
+            WIDTH_PER_RESOLUTION * sharpened.resolution, MIN_WIDTH_PX * pixel_size
+        )
+        found = local_resolution(
+            *half_maps.pair, mask, pixel_size=pixel_size, window_width=width,
+            threshold=chosen.local_resolution_threshold, step=chosen.local_resolution_step,
+        )  # fmt: skip
+        mean = 0.5 * (half_maps.half_a + half_maps.half_b)
+        boosted = apply_b_factor(
+            mean, sharpened.b_factor, resolution=float(found.resolution.min()), pixel_size=pixel_size
+        )
+        volumes["local_resolution"] = found.resolution
+        volumes["locally_filtered"] = filter_locally(boosted, found.resolution, pixel_size=pixel_size)
+        figures["local_resolution"] = diagnostics.local_resolution_figure(
+            found.resolution.cpu().numpy(), volumes["locally_filtered"].cpu().numpy(), mask.cpu().numpy(),
+            pixel_size=pixel_size, floor=found.floor,
+            title=f"local resolution at FSC {found.threshold:g}, windows of {found.window_width:.0f} Å",
+        )  # fmt: skip
+        names = ("p05", "median", "p95", "at_floor")
+        metrics |= {f"local_resolution/{name}": x for name, x in zip(names, found.shares(mask), strict=True)}
+        findings.append(found.finding(mask))
+    for name, volume in volumes.items():
+        write_map(folder / f"{name}.mrc", volume.cpu(), pixel_size=pixel_size, origin=start.origin)
+    (folder / "figures").mkdir(exist_ok=True)
+    for name, figure in figures.items():
+        figure.savefig(folder / "figures" / f"{name}.png", dpi=110)
+    return metrics, rules.present(findings)
 
 
 def _write_tables(
@@ -600,6 +949,8 @@ def _write_tables(
         "shift_change": result.shift_change,
         "rotation_sd": result.rotation_sd,
         "shift_sd": result.shift_sd,
+        "log_posterior": result.log_posterior,
+        "log_evidence": result.log_evidence,
         "half_set": particles.half_sets,
         **{f"turn_{axis}": review.turns[:, number] for number, axis in enumerate("xyz")},
         **{f"move_{axis}": review.shifts[:, number] for number, axis in enumerate("xy")},
@@ -721,7 +1072,7 @@ def _log(tracker: Tracker, folder: Path, curves: pd.DataFrame) -> None:
     for name in curves.columns.drop(["shell", "frequency"]):
         tracker.curve(str(name), curves[name].tolist())
     for path in sorted(folder.iterdir()):
-        if path.suffix in (".mrc", ".star", ".csv") or path.name in KEPT:
+        if path.suffix in (".mrc", ".star", ".csv", ".cmm") or path.name in KEPT:
             tracker.artifact(path)
     for path in sorted((folder / "figures").iterdir()):
         tracker.artifact(path, folder="figures")
@@ -741,5 +1092,9 @@ def _device_name(device: torch.device) -> str:
 def _inputs(config: JobConfig, particles: Particles) -> dict[str, str]:
     """What was read, with a digest; stacks are told by size and time because hashing them takes minutes."""
     named = [particles.path, *(Path(path) for path in _map_files(config))]
+    if isinstance(config.mask_base, schemas.RegionsBase):
+        named += [
+            Path(path) for path in (config.mask_base.segger, config.mask_base.marker) if path is not None
+        ]
     found = {str(path): digest_file(path) for path in named}
     return found | {str(stack): _file_state(stack) for stack in particles.stacks}

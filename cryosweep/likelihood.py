@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from cryosweep.fourier import HalfPlane, shift_phase
+from cryosweep.kernels import PAIRS, compiled_quadratic_sums
 from cryosweep.projector import Reference, nearest_slices, slices_with_gradient
 
 
@@ -144,6 +145,32 @@ def log_likelihood_quadratic(
     slope = 2.0 * torch.bmm(jacobian, _flat(residual)[..., None]).squeeze(-1)
     weighted = jacobian * weights.repeat_interleave(2, dim=1)[:, None]
     return Quadratic(value, slope, 2.0 * torch.bmm(weighted, jacobian.mT))
+
+
+def compiled_log_likelihood_quadratic(
+    reference: Reference, plane: HalfPlane, *, images: Tensor, weights: Tensor, owner: Tensor,
+    rotations: Tensor, shifts_px: Tensor,
+) -> Quadratic:  # fmt: skip
+    """`log_likelihood_quadratic` by the compiled kernel; float32, equal to rounding.
+
+    Args:
+        reference: map to slice.
+        plane: K samples.
+        images: (n, K') complex, Y, contiguous, K' >= K.
+        weights: (n, K'), W, contiguous.
+        owner: (b,) the image that each pose belongs to.
+        rotations: (b, 3, 3).
+        shifts_px: (b, 2).
+    """
+    sums = compiled_quadratic_sums()(
+        torch.view_as_real(reference.table), plane.k, torch.view_as_real(images), weights, owner,
+        rotations.contiguous(), shifts_px.contiguous(), reference.side, reference.pad, plane.box_size,
+    )  # fmt: skip
+    rows, columns = torch.tensor(PAIRS, device=sums.device).unbind(1)
+    curvature = sums.new_empty(len(sums), 5, 5)
+    curvature[:, rows, columns] = sums[:, 6:]
+    curvature[:, columns, rows] = sums[:, 6:]
+    return Quadratic(sums[:, 0].clone(), sums[:, 1:6].clone(), curvature)
 
 
 def _flat(samples: Tensor) -> Tensor:

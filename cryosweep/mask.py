@@ -14,7 +14,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from cryosweep.fourier import centred_range
+from cryosweep.fourier import centred_range, frequency_radius
 
 # Below this a mask no longer matters to the map it multiplies; it sets the reach of a mask, not its volume.
 NEGLIGIBLE = 0.01
@@ -49,7 +49,12 @@ def threshold_of(base: Tensor, value: float, *, unit: Literal["absolute", "fract
 
 
 def soft_mask(
-    base: Tensor, *, threshold: float, dilation_radius_px: float, soft_padding_width_px: float
+    base: Tensor,
+    *,
+    threshold: float,
+    dilation_radius_px: float,
+    soft_padding_width_px: float,
+    holes_filled: bool = False,
 ) -> Tensor:
     """Mask that keeps the region of `base` above `threshold`, dilated, with a soft edge.
 
@@ -61,6 +66,7 @@ def soft_mask(
         threshold: map units; voxels strictly above it are inside.
         dilation_radius_px: >= 0; see `dilate`.
         soft_padding_width_px: >= 0; the edge lies outside the dilated region. See `minimum_soft_padding`.
+        holes_filled: whether holes of the region are filled before it is dilated; see `fill_holes`.
 
     Returns:
         (d, d, d) in [0, 1], exactly 1 in the dilated region; dtype and device of `base`.
@@ -79,6 +85,8 @@ def soft_mask(
             f"every voxel of the mask base lies above the threshold {threshold:g} (its minimum is "
             f"{float(base.min()):g}); raise the threshold"
         )
+    if holes_filled:
+        region = fill_holes(region)
     region = dilate(region, dilation_radius_px)
     if bool(region.all()):
         raise ValueError(
@@ -113,6 +121,40 @@ def erode(region: Tensor, radius_px: float) -> Tensor:
     What lies beyond the box does not count as outside. Same arguments and errors as `dilate`.
     """
     return ~dilate(~region, radius_px)
+
+
+def fill_holes(region: Tensor) -> Tensor:
+    """`region` (d, d, d) bool, and every voxel outside it from which no path leads out of the box.
+
+    A path steps from face to face, so that a wall of voxels that touch at their corners holds. A channel to
+    the outside is not closed: dilate, fill and erode where it should be.
+    """
+    filled = ndimage.binary_fill_holes(region.cpu().numpy())
+    return torch.from_numpy(np.asarray(filled)).to(region.device)
+
+
+def intersection(first: Tensor, second: Tensor) -> Tensor:
+    """Mask of what lies in both masks: the smaller value of the two."""
+    return torch.minimum(first, second)
+
+
+def union(first: Tensor, second: Tensor) -> Tensor:
+    """Mask of what lies in either mask: the larger value of the two.
+
+    Where both have soft edges of one width it is the soft mask of the two regions together, voxel for voxel;
+    a sum would bulge where the edges meet.
+    """
+    return torch.maximum(first, second)
+
+
+def difference(first: Tensor, second: Tensor) -> Tensor:
+    """Mask of what lies in the first mask and not in the second."""
+    return torch.minimum(first, 1.0 - second)
+
+
+def inverted(mask: Tensor) -> Tensor:
+    """Mask of what lies outside `mask`."""
+    return 1.0 - mask
 
 
 def soft_edge(region: Tensor, width_px: float, *, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -230,42 +272,75 @@ def minimum_soft_padding(resolution: float, pixel_size: float) -> float:
     return math.ceil(5.0 * resolution / pixel_size - 1e-6) * pixel_size
 
 
-def measured_padding_px(mask: Tensor) -> float:
-    """Width of the soft edge of a mask that nothing else is known of, as if it were a raised cosine.
+def edge_width_px(mask: Tensor) -> float:
+    """Width (px) of the raised cosine as steep as a mask is at its steepest; 0 if hard, inf without an edge.
 
-    From the farthest voxel that still counts (0.01) to the nearest that is within 0.001 of 1; 0 for a mask
-    without values in between, and for one that never reaches 1.
+    A raised cosine of width w falls by pi / (2 w) a voxel in its middle. The slope is taken from differences
+    of neighbouring voxels along the three axes; steps of the distance to a region of voxels make it up to 1.5
+    voxels too narrow.
 
     Args:
-        mask: (d, d, d) in [0, 1].
+        mask: (d, d, d).
     """
-    full = mask > 1.0 - 1e-3
-    edge = (mask > NEGLIGIBLE) & ~full
-    if not bool(full.any()) or not bool(edge.any()):
+    if bool(((mask == 0) | (mask == 1)).all()):
         return 0.0
-    distance = torch.from_numpy(ndimage.distance_transform_edt(~full.cpu().numpy()))
-    reach = float(distance.to(mask.device)[edge].max())
-    return reach * math.pi / math.acos(2.0 * NEGLIGIBLE - 1.0)
+    steepest = float(_slope(mask).max())
+    return 0.5 * math.pi / steepest if steepest > 0.0 else math.inf
 
 
-def density_outside(volume: Tensor, mask: Tensor) -> float:
-    """How strong a map is just outside a mask, as a share of its mean inside: what the mask cuts off.
+def density_on_edge(mask: Tensor, density: Tensor) -> float:
+    """Root mean square of a density on the edge of a mask, as a ratio to that where the mask is 1.
 
-    Just outside are the voxels up to 2 px beyond the last that counts (0.01); inside are those above 0.5.
-    Both means are taken over the background, the mean of all voxels farther out; 0 if a region is empty.
+    The edge counts by the square of its slope, as it does in the gradient of the masked density. 0 if the
+    mask has no edge or nothing is inside.
+
+    Args:
+        mask: (d, d, d).
+        density: (d, d, d).
+    """
+    weight = _slope(mask).double().square()
+    power = density.double().square()
+    inside = mask >= 1.0 - NEGLIGIBLE
+    core = float(power[inside].mean()) if bool(inside.any()) else 0.0
+    if core == 0.0 or not float(weight.sum()) > 0.0:
+        return 0.0
+    return math.sqrt(float((weight * power).sum() / weight.sum()) / core)
+
+
+def power_outside(mask: Tensor, density: Tensor) -> float:
+    """Share of the power of a density (d, d, d), its sum of squares, that a mask (d, d, d) takes away."""
+    power = density.double().square()
+    total = float(power.sum())
+    return 0.0 if total == 0.0 else 1.0 - float((mask.double().square() * power).sum()) / total
+
+
+def fine_power(volume: Tensor, *, pixel_size: float, finer_than: float) -> float:
+    """Share of the power of a map, its mean apart, in detail finer than `finer_than` (Å).
 
     Args:
         volume: (d, d, d).
-        mask: (d, d, d).
+        pixel_size: Å.
+        finer_than: Å.
     """
-    counted = mask > NEGLIGIBLE
-    near = dilate(counted, 2.5)
-    if bool(near.all()) or not bool((mask > 0.5).any()):
+    box_size = volume.shape[-1]
+    power = torch.fft.rfftn(volume).abs().double().square()
+    # each Friedel pair is in the half transform once, but for the planes that hold both of its members
+    power[..., 1 : (box_size + 1) // 2] *= 2.0
+    power[0, 0, 0] = 0.0
+    total = float(power.sum())
+    if total == 0.0:
         return 0.0
-    background = volume[~near].mean()
-    inside = float(volume[mask > 0.5].mean() - background)
-    rim = float(volume[near & ~counted].mean() - background)
-    return max(rim, 0.0) / inside if inside > 0.0 else 0.0
+    radius = frequency_radius(box_size, dims=3, dtype=torch.float64, device=volume.device)
+    return float(power[radius > box_size * pixel_size / finer_than].sum()) / total
+
+
+def _slope(mask: Tensor) -> Tensor:
+    """(d, d, d) length of the difference to the next voxel along each axis; 0 along an axis at its end."""
+    squared = torch.zeros_like(mask)
+    for axis in range(3):
+        size = mask.shape[axis] - 1
+        squared.narrow(axis, 0, size).add_(mask.diff(dim=axis).square())
+    return squared.sqrt()
 
 
 def _require_length(name: str, length_px: float) -> None:

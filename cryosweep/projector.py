@@ -22,6 +22,7 @@ from cryosweep.fourier import (
     pad_centre,
     shift_phase,
 )
+from cryosweep.kernels import compiled_insert_sums
 
 
 @dataclass(frozen=True)
@@ -233,6 +234,16 @@ def insert(
                 sums.numerator[1].scatter_add_(0, corner, imaginary * share)
                 if flat is not None:
                     sums.weight.scatter_add_(0, corner, flat * share)
+
+
+def compiled_insert(
+    sums: Accumulator, values: Tensor, weights: Tensor, rotations: Tensor, plane: HalfPlane
+) -> None:
+    """`insert` by the compiled kernel; equal to rounding."""
+    compiled_insert_sums()(
+        sums.numerator, sums.weight, torch.view_as_real(values.contiguous()), weights.contiguous(),
+        rotations.contiguous(), plane.k, sums.side, sums.pad,
+    )  # fmt: skip
 
 
 def fold_friedel(sums: Accumulator) -> tuple[Tensor, Tensor]:

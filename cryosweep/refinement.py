@@ -4,6 +4,9 @@ The images are multiplied by their CTF, cropped round the projected mask centre 
 run; every iteration then searches poses against each half-set's own map and rebuilds both half-maps from
 those samples. The band follows the FSC of the unfiltered half-maps under the mask, less what the mask itself
 makes of it.
+
+Maps of the loop live on a working grid: the box of the crop, but only as many voxels as the shells that the
+next band may reach ask for. So an iteration costs what its band costs, whatever the pixel size of the images.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import logging
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -30,14 +33,16 @@ from cryosweep.fourier import (
     even_fft_size,
     half_plane,
     low_pass,
+    resample_cube,
     shift_phase,
     spectrum_of_images,
 )
 from cryosweep.geometry import angle_between, rotation_from_vector, rotation_vector
 from cryosweep.io.particles import Particles
+from cryosweep.kernels import can_compile
 from cryosweep.likelihood import noise_power
 from cryosweep.mask import centre_of_mass, mask_radius_px
-from cryosweep.projector import Reference, insert, make_reference, new_accumulator, slices
+from cryosweep.projector import Reference, compiled_insert, insert, make_reference, new_accumulator, slices
 from cryosweep.reconstruction import (
     FourierSums,
     HalfMaps,
@@ -56,8 +61,11 @@ from cryosweep.search import (
     SearchPlan,
     SearchResult,
     SearchSpace,
+    informative_shell,
+    log_evidence,
     plan_search,
     posterior_covariance,
+    posterior_draws,
     residual_shift,
     search_poses,
     search_shortfall,
@@ -67,6 +75,17 @@ from cryosweep.search import (
 log = logging.getLogger(__name__)
 
 FSC_THRESHOLD = 0.143
+# The half-maps of an iteration reach this much beyond the band it searched: room for the band to grow.
+GROWTH = 1.5
+GROWTH_SHELLS = 2
+# Shells between those that are used and the Nyquist of the working grid, lest a mask fold one on the other.
+GUARD_SHELLS = 4
+# A pose this uncertain at the domain's rim, as a share of the band's period, blurs the last shell by 12 %.
+# With `marginalise` such images are inserted at this many pairs of draws: one is as good as four.
+SHARP = 1.0 / 12.0
+PAIRS_OF_DRAWS = 1
+# Images that the band of the coarse grid is chosen from.
+INFORMED = 32
 # The grid search looks at this multiple of the initial low-pass: 19 Å for 12 Å (docs/performance.md).
 COARSE_TO_INITIAL = 1.6
 PREPARE_CHUNK = 128
@@ -113,6 +132,9 @@ class RefinementSettings:
         audit: share of the particles, at least 8, searched exhaustively in the last iteration; 0: none.
         seed: of the choice of those particles.
         correct_for_mask: take band and SSNR from the FSC less what the mask makes of it (else with it).
+        compile: compile the inner loops (`cryosweep.kernels`).
+        marginalise: rebuild the maps from draws of the posterior of each particle whose pose is not known
+            well enough for its image to be sharp at the band; else, and for all others, from the best pose.
     """
 
     rotation_extent: float = 20.0
@@ -126,6 +148,8 @@ class RefinementSettings:
     max_resolution: float | None = None
     regularise: bool = True
     correct_for_mask: bool = True
+    compile: bool = False
+    marginalise: bool = True
     audit: float = 0.0
     seed: int = 0
 
@@ -159,19 +183,23 @@ class IterationRecord:
         band: Å, resolution up to which poses were searched.
         resolution: Å, where the half-maps' FSC under the mask falls below 0.143 afterwards.
         resolution_corrected: Å, the same for the FSC less what the mask makes of it.
-        gsfsc: (n_shells of the crop,) FSC under the mask, of unfiltered half-maps.
-        gsfsc_corrected: (n_shells of the crop,) `mask_corrected_fsc` of them.
+        coarse_band: Å, resolution of the grid search.
+        gsfsc: (n_shells of the working grid,) FSC under the mask, of unfiltered half-maps; shells beyond the
+            last that was reconstructed are 0.
+        gsfsc_corrected: (n_shells of the working grid,) `mask_corrected_fsc` of them.
         rotation_change_median: degrees, from the starting poses.
         shift_change_median: Å, of the mask centre's projection, from the starting poses.
         moved_median: Å, movement at the domain's rim since the last iteration.
         at_rotation_extent: share of particles within 5 % of the extent.
         at_shift_extent: share of particles within 5 % of the extent.
         log_posterior: mean over particles.
+        marginalised: share of particles that were inserted at draws of their posterior.
         seconds: wall time.
     """
 
     iteration: int
     band: float
+    coarse_band: float
     resolution: float
     resolution_corrected: float
     gsfsc: Tensor
@@ -182,6 +210,7 @@ class IterationRecord:
     at_rotation_extent: float
     at_shift_extent: float
     log_posterior: float
+    marginalised: float
     seconds: float
 
 
@@ -190,8 +219,8 @@ class Inspection:
     """What the last references and sums tell beyond the poses, for figures and findings.
 
     Attributes:
-        noise_before: (2, g, n_shells of the crop) noise variance of half-sets and optics groups that the
-            search used.
+        noise_before: (2, g, n_shells) noise variance of half-sets and optics groups that the search used, in
+            the shells of the crop up to the last that images were kept for.
         noise_after: the same less what the references explain at the refined poses. Each half-set is
             explained by its own map, so a little of its noise counts as explained.
         images: (2, g) number of images.
@@ -221,6 +250,8 @@ class Refinement:
         shift_change: (n,) Å, movement of the projected mask centre.
         covariance: (n, 5, 5) float64, Laplace covariance of each pose given the last references: rotation
             about the mask centre (rad; x, y, z of the view) and shift of its projection (Å).
+        log_posterior: (n,) at the refined poses, given the last references.
+        log_evidence: (n,) float64, the same integrated over rotation (rad) and shift (px).
         records: one for each iteration.
         stop: why it ended.
         crop_size: px of the cropped images it worked on.
@@ -234,6 +265,8 @@ class Refinement:
     rotation_change: Tensor
     shift_change: Tensor
     covariance: Tensor
+    log_posterior: Tensor
+    log_evidence: Tensor
     records: tuple[IterationRecord, ...]
     stop: Stop
     crop_size: int
@@ -290,11 +323,28 @@ class _PreparedImages:
 
 
 @dataclass(frozen=True)
+class _Grid:
+    """The working grid of an iteration: voxels along an edge, last shell reconstructed, the mask on it."""
+
+    size: int
+    last_shell: int
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """Poses drawn from the posterior of every particle, and (n,) which particles are inserted at them."""
+
+    wide: Tensor
+    poses: list[Poses]
+
+
+@dataclass(frozen=True)
 class _Searched:
-    """What the poses of one iteration were searched with: references of both half-sets, plan, anchors."""
+    """What the poses of one iteration were searched with: reference and plan of each half-set, anchors."""
 
     references: list[Reference]
-    plan: SearchPlan
+    plans: list[SearchPlan]
     anchor: Poses
 
 
@@ -335,6 +385,7 @@ def refine(
         on_iteration: called after each iteration.
     """
     pixel_size = particles.pixel_size
+    compiled = settings.compile and can_compile(device)
     space_rotation = math.radians(settings.rotation_extent)
     domain = _locate_domain(mask, fulcrum, settings, pixel_size)
     log.info("domain radius %.0f Å, images cropped to %d of %d px", domain.radius_px * pixel_size,
@@ -342,7 +393,10 @@ def refine(
     n = domain.crop_size
     start_shift_px = particles.shifts / pixel_size + (particles.rotations @ domain.centre_vector)[:, :2]
     with tempfile.TemporaryDirectory(prefix="cryosweep_") as scratch:
-        prepared = _prepare(particles, start_shift_px, n, device, memory_budget, scratch, advance)
+        limit = half_plane(n, dtype=torch.float32, device=device).max_shell
+        last_shell = _shell_of(settings.max_resolution, n, pixel_size, limit)
+        limit = min(limit, last_shell + GROWTH_SHELLS)
+        prepared = _prepare(particles, start_shift_px, n, limit, device, memory_budget, scratch, advance)
         plane = prepared.plane
         space = SearchSpace(
             rotation_extent=space_rotation,
@@ -352,16 +406,17 @@ def refine(
             lever_px=domain.lever_px.to(device, torch.float32),
             shape=settings.extent_shape,
         )
-        last_shell = _shell_of(settings.max_resolution, n, pixel_size, plane.max_shell)
         band = _shell_of(settings.initial_lowpass, n, pixel_size, last_shell)
-        coarse = _shell_of(COARSE_TO_INITIAL * settings.initial_lowpass, n, pixel_size, band)
+        least_coarse = _shell_of(COARSE_TO_INITIAL * settings.initial_lowpass, n, pixel_size, band)
         begin = Poses(
             particles.rotations.to(device, torch.float32),
             torch.zeros(len(particles), 2, device=device),
         )
         poses, anchor = begin, begin
         curvature = begin.shifts_px.new_zeros(len(particles), 5, 5)
-        volumes = _first_volumes(start, mask, settings.initial_lowpass, domain)
+        half_sets = [(particles.half_sets == half).nonzero().squeeze(-1) for half in (0, 1)]
+        grid = _working_grid(domain, band, limit)
+        volumes = _first_volumes(start, mask, settings.initial_lowpass, domain, grid)
         searched: _Searched | None = None
         sums: tuple[FourierSums, FourierSums] | None = None
         log_posterior = begin.shifts_px.new_zeros(len(particles))
@@ -369,33 +424,46 @@ def refine(
         stop = Stop.ITERATION_LIMIT
         for iteration in range(1, settings.max_iterations + 1):
             began = time.monotonic()
-            references = [make_reference(volume * domain.mask, max_shell=band) for volume in volumes]
-            plan = plan_search(
-                space, coarse_shell=min(coarse, band), band_shell=band, box_size=n,
-                mask_radius_px=domain.effective_radius_px, dtype=torch.float32, device=device,
-            )  # fmt: skip
-            searched = _Searched(references, plan, anchor)
+            references = [make_reference(volume * grid.mask, max_shell=band) for volume in volumes]
+            coarse = [
+                _coarse_shell(prepared, half_set, reference, poses, least_coarse, band)
+                for half_set, reference in zip(half_sets, references, strict=True)
+            ]
+            plans = [
+                plan_search(
+                    space, coarse_shell=shell, band_shell=band, box_size=n,
+                    mask_radius_px=domain.effective_radius_px, dtype=torch.float32, device=device,
+                    compiled=compiled,
+                )
+                for shell in coarse
+            ]  # fmt: skip
+            searched = _Searched(references, plans, anchor)
             new = Poses(poses.rotations.clone(), poses.shifts_px.clone())
-            for half, rows in _half_chunks(particles.half_sets):
+            for half, rows in _half_chunks(half_sets):
                 result = search_poses(
                     references[half], plane, images=_whiten(prepared, rows, prepared.images),
                     weights=_whiten(prepared, rows, prepared.weights),
-                    anchor=anchor[rows], current=poses[rows], space=space, plan=plan,
+                    anchor=anchor[rows], current=poses[rows], space=space, plan=plans[half],
                 )  # fmt: skip
                 new.rotations[rows], new.shifts_px[rows] = result.poses.rotations, result.poses.shifts_px
                 curvature[rows] = result.curvature
                 log_posterior[rows] = result.log_posterior
                 if advance is not None:
                     advance(len(rows))
-            sums = _insert_all(prepared, particles.half_sets, new)
+            grid = _working_grid(domain, band, limit)
+            draws = _draws(new, curvature, anchor, space, domain, band, settings, seed=iteration)
+            sums = _insert_all(prepared, half_sets, new, draws, grid, compiled=compiled)
             halves = [unfiltered(half) for half in sums]
-            gsfsc = fsc(*(half * domain.mask for half in halves))
-            corrected = mask_corrected_fsc(*halves, domain.mask)
+            gsfsc = _whole_shells(fsc(*(half * grid.mask for half in halves)), grid)
+            corrected = _whole_shells(mask_corrected_fsc(*halves, grid.mask), grid)
             record = _record(
-                iteration, band=n * pixel_size / band, gsfsc=gsfsc, corrected=corrected,
+                iteration, band=n * pixel_size / band, coarse_band=n * pixel_size / min(coarse),
+                gsfsc=gsfsc, corrected=corrected,
                 begin=begin, anchor=anchor, last=poses, new=new, space=space, domain=domain,
                 pixel_size=pixel_size,
-                log_posterior=float(log_posterior.mean()), seconds=time.monotonic() - began,
+                log_posterior=float(log_posterior.mean()),
+                marginalised=0.0 if draws is None else float(draws.wide.float().mean()),
+                seconds=time.monotonic() - began,
             )  # fmt: skip
             records.append(record)
             poses = new
@@ -416,8 +484,10 @@ def refine(
             if _settled(records, corrected=settings.correct_for_mask):
                 stop = Stop.SETTLED
                 break
-            band = min(max(reached + 1, coarse), last_shell)
-            volumes = _next_volumes(sums, steering, band, pixel_size, regularise=settings.regularise)
+            band = min(max(reached + 1, least_coarse), grid.last_shell, last_shell)
+            volumes = _next_volumes(
+                sums, steering, band, n * pixel_size / grid.size, regularise=settings.regularise
+            )
             if settings.recentre:
                 anchor = poses
         covariance = posterior_covariance(curvature, poses, space)
@@ -428,10 +498,21 @@ def refine(
         assert searched is not None, "a refinement has at least one iteration"
         assert sums is not None
         inspection = _inspect(
-            prepared, particles.half_sets, searched, sums, poses, pixel_size=pixel_size, seed=settings.seed
+            prepared, half_sets, searched, sums, poses, pixel_size=pixel_size, seed=settings.seed
         )
+    evidence = log_evidence(log_posterior, torch.linalg.inv(covariance))
     return _result(
-        particles, poses, covariance, start_shift_px, domain, tuple(records), stop, audit, inspection
+        particles,
+        poses,
+        covariance,
+        log_posterior,
+        evidence,
+        start_shift_px,
+        domain,
+        tuple(records),
+        stop,
+        audit,
+        inspection,
     )
 
 
@@ -500,12 +581,12 @@ def _allocate(
 
 
 def _prepare(
-    particles: Particles, centre_px: Tensor, crop: int, device: torch.device, budget: float, scratch: str,
-    advance: Callable[[int], None] | None,
+    particles: Particles, centre_px: Tensor, crop: int, max_shell: int, device: torch.device, budget: float,
+    scratch: str, advance: Callable[[int], None] | None,
 ) -> _PreparedImages:  # fmt: skip
     """Move each image's projected mask centre to the origin, multiply by the CTF, crop, keep as samples."""
     box, count = particles.box_size, len(particles)
-    plane = half_plane(crop, dtype=torch.float32, device=device)
+    plane = half_plane(crop, max_shell=max_shell, dtype=torch.float32, device=device)
     samples = plane.k.shape[0]
     images = _allocate((count, samples), torch.complex64, device, 0.67 * budget, f"{scratch}/images")
     weights = _allocate((count, samples), torch.float32, device, 0.33 * budget, f"{scratch}/weights")
@@ -602,7 +683,7 @@ def _audit(
             shortfall = search_shortfall(
                 searched.references[half], prepared.plane, images=_whiten(prepared, rows, prepared.images),
                 weights=_whiten(prepared, rows, prepared.weights), anchor=searched.anchor[rows],
-                found=found[rows], space=space, plan=searched.plan,
+                found=found[rows], space=space, plan=searched.plans[half],
             )  # fmt: skip
             shortfalls.append(shortfall)
     shortfall = torch.cat(shortfalls)
@@ -610,11 +691,11 @@ def _audit(
 
 
 def _inspect(
-    prepared: _PreparedImages, half_sets: Tensor, searched: _Searched, sums: tuple[FourierSums, FourierSums],
-    poses: Poses, *, pixel_size: float, seed: int,
+    prepared: _PreparedImages, half_sets: Sequence[Tensor], searched: _Searched,
+    sums: tuple[FourierSums, FourierSums], poses: Poses, *, pixel_size: float, seed: int,
 ) -> Inspection:  # fmt: skip
     """Noise before and after, expected accuracy, precision of directions: one slice a particle."""
-    band = searched.plan.stages[-1].shell
+    band = searched.plans[0].stages[-1].shell  # that of both half-sets
     plane = prepared.plane.up_to(band)
     samples = plane.k.shape[0]
     explained = prepared.noise.new_zeros(prepared.noise.shape, dtype=torch.float64)
@@ -622,8 +703,7 @@ def _inspect(
         at = poses[rows]
         model = slices(searched.references[half].up_to(band), at.rotations, plane)
         images, weights = (
-            stored[rows.to(stored.device)][:, :samples].to(model.device)
-            for stored in (prepared.images, prepared.weights)
+            stored[rows, :samples].to(model.device) for stored in (prepared.images, prepared.weights)
         )
         cross = 2.0 * (images.conj() * shift_phase(plane, at.shifts_px) * model).real
         gain = (cross - weights * model.abs().square()).double()
@@ -635,8 +715,7 @@ def _inspect(
 
     generator = torch.Generator().manual_seed(seed)
     found: list[tuple[Tensor, Tensor]] = []
-    for half in (0, 1):
-        own = (half_sets == half).nonzero().squeeze(-1)
+    for half, own in enumerate(half_sets):
         rows = own[torch.randperm(len(own), generator=generator)[: ACCURACY_TRIALS // 2]]
         whitened = _whiten(prepared, rows, prepared.weights)[:, :samples]
         found.append(
@@ -671,33 +750,96 @@ def _mean_of_groups(sums: Tensor, counts: Tensor, plane: HalfPlane) -> Tensor:
     return torch.where(images >= LEAST_FOR_NOISE, grouped / images.clamp_min(1), pooled) / samples
 
 
-def _half_chunks(half_sets: Tensor, chunk: int = 256) -> Iterator[tuple[int, Tensor]]:
+def _half_chunks(half_sets: Sequence[Tensor], chunk: int = 256) -> Iterator[tuple[int, Tensor]]:
     """(half-set, particle numbers) in pieces."""
-    for half in (0, 1):
-        for rows in (half_sets == half).nonzero().squeeze(-1).split(chunk):
+    for half, members in enumerate(half_sets):
+        for rows in members.split(chunk):
             yield half, rows
 
 
+def _working_grid(domain: _Domain, band: int, limit: int) -> _Grid:
+    """Fewest voxels that hold the shells which half-maps of an iteration at `band` are made of."""
+    last = min(math.ceil(GROWTH * band) + GROWTH_SHELLS, limit)
+    size = min(even_fft_size(2.0 * (last + 1 + GUARD_SHELLS)), domain.crop_size)
+    # a hard edge rings on a coarse grid
+    return _Grid(size, last, resample_cube(domain.mask, size).clamp(0.0, 1.0))
+
+
+def _whole_shells(curve: Tensor, grid: _Grid) -> Tensor:
+    """`curve` without what a mask leaks beyond the shells that were reconstructed."""
+    shells = torch.arange(curve.numel(), device=curve.device)
+    return torch.where(shells <= grid.last_shell, curve, 0.0)
+
+
+def _coarse_shell(
+    prepared: _PreparedImages, half_set: Tensor, reference: Reference, poses: Poses, least: int, band: int
+) -> int:
+    """Band of a half-set's grid search: as fine as its images of this domain need to tell poses apart."""
+    rows, plane = half_set[:INFORMED], prepared.plane.up_to(band)
+    weights = _whiten(prepared, rows, prepared.weights)[:, : plane.k.shape[0]]
+    return informative_shell(
+        reference, plane, weights=weights, rotations=poses.rotations[rows], least=min(least, band)
+    )
+
+
+def _draws(
+    poses: Poses, curvature: Tensor, anchor: Poses, space: SearchSpace, domain: _Domain, band: int,
+    settings: RefinementSettings, *, seed: int,
+) -> _Draws | None:  # fmt: skip
+    """Which particles are to be inserted at draws of their posterior, and those draws."""
+    if not settings.marginalise:
+        return None
+    covariance = posterior_covariance(curvature, poses, space)
+    variances = torch.diagonal(covariance, dim1=-2, dim2=-1)
+    rim_px = variances[:, :3].mean(dim=1).sqrt() * domain.effective_radius_px
+    uncertain_px = rim_px + variances[:, 3:].mean(dim=1).sqrt()
+    wide = uncertain_px > SHARP * domain.crop_size / band
+    generator = torch.Generator().manual_seed(settings.seed + (seed << 32))
+    return _Draws(
+        wide, posterior_draws(poses, covariance, anchor, space, pairs=PAIRS_OF_DRAWS, generator=generator)
+    )
+
+
+def _insertions(poses: Poses, draws: _Draws | None, rows: Tensor) -> Iterator[tuple[Tensor, Poses, float]]:
+    """Where the images `rows` are inserted: which of them, at which poses, with which weight."""
+    everyone = torch.arange(len(rows))
+    if draws is None:
+        yield everyone, poses[rows], 1.0
+        return
+    wide = draws.wide[rows].cpu()
+    for kept, places in ((everyone[~wide], [poses]), (everyone[wide], draws.poses)):
+        if len(kept) > 0:
+            for place in places:
+                yield kept, place[rows[kept]], 1.0 / len(places)
+
+
 def _insert_all(
-    prepared: _PreparedImages, half_sets: Tensor, poses: Poses
-) -> tuple[FourierSums, FourierSums]:
-    """Sums of both half-sets at `poses`, on the cropped grid."""
-    plane = prepared.plane
-    device = plane.k.device
+    prepared: _PreparedImages, half_sets: Sequence[Tensor], poses: Poses, draws: _Draws | None, grid: _Grid,
+    *, compiled: bool,
+) -> tuple[FourierSums, FourierSums]:  # fmt: skip
+    """Sums of both half-sets at `poses`, or at draws where there are any, on the working grid."""
+    plane = prepared.plane.up_to(grid.last_shell)
+    samples, device = plane.k.shape[0], plane.k.device
     sums = [
-        new_accumulator(plane.box_size, max_shell=plane.max_shell, dtype=torch.float32, device=device)
+        new_accumulator(grid.size, max_shell=grid.last_shell, dtype=torch.float32, device=device)
         for _ in (0, 1)
     ]
     for half, rows in _half_chunks(half_sets):
-        inverse = _inverse_noise(prepared, rows)
-        at = poses[rows]
-        values = prepared.images[rows].to(device) * inverse * shift_phase(plane, at.shifts_px).conj()
-        insert(sums[half], values, prepared.weights[rows].to(device) * inverse, at.rotations, plane)
-    first, second = (finish_sums(half, max_shell=plane.max_shell) for half in sums)
+        inverse = _inverse_noise(prepared, rows)[:, :samples]
+        values = prepared.images[rows, :samples].to(device) * inverse
+        weights = prepared.weights[rows, :samples].to(device) * inverse
+        for kept, at, share in _insertions(poses, draws, rows):
+            centred = share * values[kept] * shift_phase(plane, at.shifts_px).conj()
+            (compiled_insert if compiled else insert)(
+                sums[half], centred, share * weights[kept], at.rotations, plane
+            )
+    first, second = (finish_sums(half, max_shell=grid.last_shell) for half in sums)
     return first, second
 
 
-def _first_volumes(start: HalfMaps, mask: Tensor, initial_lowpass: float, domain: _Domain) -> list[Tensor]:
+def _first_volumes(
+    start: HalfMaps, mask: Tensor, initial_lowpass: float, domain: _Domain, grid: _Grid
+) -> list[Tensor]:
     """First references: low-passed, and each shell weighted by what the starting halves share under the mask.
 
     FSC = SSNR / (1 + SSNR) is the Wiener weight of a half-map. Shells that the blur of a moving domain has
@@ -705,7 +847,9 @@ def _first_volumes(start: HalfMaps, mask: Tensor, initial_lowpass: float, domain
     """
     shared = fsc(*(half * mask for half in start.pair)).clamp(0.0, 1.0)
     low_passed = start.low_passed(initial_lowpass)
-    return [cut_cube(weigh_shells(half, shared), domain.centre, domain.crop_size) for half in low_passed.pair]
+    cut = [cut_cube(weigh_shells(half, shared), domain.centre, domain.crop_size) for half in low_passed.pair]
+    # transforms are sums: fewer voxels over the same box must hold the same sum
+    return [resample_cube(half, grid.size) * (domain.crop_size / grid.size) ** 3 for half in cut]
 
 
 def _next_volumes(
@@ -720,9 +864,9 @@ def _next_volumes(
 
 
 def _record(
-    iteration: int, *, band: float, gsfsc: Tensor, corrected: Tensor, begin: Poses, anchor: Poses,
-    last: Poses, new: Poses, space: SearchSpace, domain: _Domain, pixel_size: float, log_posterior: float,
-    seconds: float,
+    iteration: int, *, band: float, coarse_band: float, gsfsc: Tensor, corrected: Tensor, begin: Poses,
+    anchor: Poses, last: Poses, new: Poses, space: SearchSpace, domain: _Domain, pixel_size: float,
+    log_posterior: float, marginalised: float, seconds: float,
 ) -> IterationRecord:  # fmt: skip
     """Summary of one iteration."""
     change = torch.rad2deg(angle_between(new.rotations, begin.rotations))
@@ -731,13 +875,15 @@ def _record(
     moved = (turned + (new.shifts_px - last.shifts_px).norm(dim=-1)) * pixel_size
     rotation_reach = space.shape.size(turn(new, anchor))
     shift_reach = space.shape.size(residual_shift(new, anchor, space.lever_px))
+    size = 2 * (gsfsc.numel() - 1)  # of the working grid, which is even
     masked, less_mask = (
-        crossing(curve, FSC_THRESHOLD, box_size=domain.crop_size, pixel_size=pixel_size)
+        crossing(curve, FSC_THRESHOLD, box_size=size, pixel_size=domain.crop_size * pixel_size / size)
         for curve in (gsfsc, corrected)
     )
     return IterationRecord(
         iteration=iteration,
         band=band,
+        coarse_band=coarse_band,
         resolution=masked,
         resolution_corrected=less_mask,
         gsfsc=gsfsc,
@@ -748,6 +894,7 @@ def _record(
         at_rotation_extent=_share_at(rotation_reach, space.rotation_extent),
         at_shift_extent=_share_at(shift_reach, space.shift_extent_px),
         log_posterior=log_posterior,
+        marginalised=marginalised,
         seconds=seconds,
     )
 
@@ -768,8 +915,9 @@ def _settled(records: list[IterationRecord], *, corrected: bool) -> bool:
 
 
 def _result(
-    particles: Particles, poses: Poses, covariance: Tensor, start_shift_px: Tensor, domain: _Domain,
-    records: tuple[IterationRecord, ...], stop: Stop, audit: Audit | None, inspection: Inspection,
+    particles: Particles, poses: Poses, covariance: Tensor, log_posterior: Tensor, evidence: Tensor,
+    start_shift_px: Tensor, domain: _Domain, records: tuple[IterationRecord, ...], stop: Stop,
+    audit: Audit | None, inspection: Inspection,
 ) -> Refinement:  # fmt: skip
     """Poses back in the frame of the whole map, in float64."""
     # the search works in float32: take over the change of rotation, so that the product stays orthonormal
@@ -784,6 +932,8 @@ def _result(
         rotation_change=torch.rad2deg(change.norm(dim=-1)),
         shift_change=moved.norm(dim=-1) * particles.pixel_size,
         covariance=covariance.cpu() * unit[:, None] * unit,
+        log_posterior=log_posterior.cpu(),
+        log_evidence=evidence.cpu(),
         records=records,
         stop=stop,
         crop_size=domain.crop_size,

@@ -38,7 +38,16 @@ def fsc(volume_a: Tensor, volume_b: Tensor) -> Tensor:
         ValueError: the volumes differ in shape.
     """
     _require_same_shape(volume_a, volume_b)
-    return _fsc_of_spectra(torch.fft.rfftn(volume_a), torch.fft.rfftn(volume_b))
+    return fsc_of_spectra(torch.fft.rfftn(volume_a), torch.fft.rfftn(volume_b))
+
+
+def fsc_of_spectra(spectrum_a: Tensor, spectrum_b: Tensor) -> Tensor:
+    """(..., n_shells) float64 FSC of two batches (..., d, d, d // 2 + 1) of `torch.fft.rfftn` transforms."""
+    cross = shell_sum((spectrum_a * spectrum_b.conj()).real, dims=3)
+    power_a = shell_sum(spectrum_a.abs().square(), dims=3)
+    power_b = shell_sum(spectrum_b.abs().square(), dims=3)
+    scale = torch.sqrt(power_a * power_b)
+    return torch.where(scale > 0, cross / scale.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
 
 
 @dataclass(frozen=True)
@@ -117,7 +126,7 @@ def five_curves(
     halves = (half_a, half_b)
     spectra = (torch.fft.rfftn(half_a), torch.fft.rfftn(half_b))
 
-    none = _fsc_of_spectra(*spectra)
+    none = fsc_of_spectra(*spectra)
     tight = fsc(*(half * mask for half in halves))
     first = min(first_shell_below(none, randomise_below), none.numel() - 1)
     randomised = torch.zeros_like(tight)
@@ -191,7 +200,7 @@ def mask_corrected_fsc(half_a: Tensor, half_b: Tensor, mask: Tensor) -> Tensor:
         low_a, low_b = (torch.fft.rfftn(each * mask) for each in kept)
         shells = slice(first + _UNCORRECTED_SHELLS, first + _UNCORRECTED_SHELLS + 2)
         leaked[shells] = (shell_sum((low_a * low_b.conj()).real, dims=3) / scale)[shells]
-    return corrected_fsc(_fsc_of_spectra(masked[0], masked[1]), leaked, randomised_from=2)
+    return corrected_fsc(fsc_of_spectra(masked[0], masked[1]), leaked, randomised_from=2)
 
 
 def randomise_phases(spectrum: Tensor, first_shell: int, *, generator: torch.Generator) -> Tensor:
@@ -343,14 +352,6 @@ def area_sd(curve: Tensor, mask: Tensor, *, first_shell: int, last_shell: int) -
         )
     spread = _band(fsc_sd(curve, effective_samples(mask)), first_shell, last_shell)
     return float(spread.square().sum().sqrt()) / spread.numel()
-
-
-def _fsc_of_spectra(spectrum_a: Tensor, spectrum_b: Tensor) -> Tensor:
-    cross = shell_sum((spectrum_a * spectrum_b.conj()).real, dims=3)
-    power_a = shell_sum(spectrum_a.abs().square(), dims=3)
-    power_b = shell_sum(spectrum_b.abs().square(), dims=3)
-    scale = torch.sqrt(power_a * power_b)
-    return torch.where(scale > 0, cross / scale.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
 
 
 def _sphere(like: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cryosweep.accuracy import needed_step
-from cryosweep.mask import NEGLIGIBLE, minimum_soft_padding
+from cryosweep.mask import NEGLIGIBLE, density_on_edge, edge_width_px, fine_power, minimum_soft_padding
 
 Level = Literal["error", "warning", "info"]
 Array = NDArray[np.floating[Any]]
@@ -30,12 +30,21 @@ GUIDE = "CryoSPARC guide, local refinement"
 CASE = "CryoSPARC guide, tri-snRNP case study"
 OWN = "estimate of this project"
 
-# R1: a map this strong just outside its mask, as a share of the mean inside, is cut by it.
-CUT = 0.1
+# R1: root mean square of the density on the edge, as a ratio to that inside, from which it cuts density.
+CUT = 0.25
+# R1: px that a measured edge may fall short of the padding advised: it reads up to 1.5 px too narrow.
+MEASURED_SLACK_PX = 2.5
 START_PADDING = 1.3
 DILATION_RANGE = (2.0, 15.0)
 # R6: what the base's smoothing may leave of its amplitude at the resolution of the map.
-ROUGH_BASE = 0.1
+LEFT_AMPLITUDE = 0.1
+# R6: a mask base should be low-passed this many times coarser than the resolution expected: a threshold is
+# not linear and makes finer detail of what it is given. Above this share of its power in finer detail a base
+# counts as rough. The ribosome smoothed as advised has 0.04 to 0.10, whole or cut into a domain, and 0.62 to
+# 0.72 unsmoothed.
+BASE_COARSER, ROUGH_BASE = 3.0, 0.15
+# A Gaussian of this share of a resolution halves the amplitude there: exp(-2 (pi sigma k)^2) = 1/2.
+_HALF_AMPLITUDE = math.sqrt(0.5 * math.log(2.0)) / math.pi
 # R7
 GAP, GAP_SHELLS = 0.1, 5
 UNCORRECTED_SHELLS = 2
@@ -62,6 +71,8 @@ NEAR_NYQUIST = 1.05
 NEIGHBOUR_SHARE, UNQUOTABLE_SHARE, RIM_SHARE = 0.15, 0.30, 0.11
 # R27
 TOLERABLE_SHORTFALL = 0.03
+# R28: SEs that a B-factor lies below 0; R29: SDs of the FSC of noise in a window below the threshold.
+CLEAR_B_FACTOR, CLEAR_WINDOW = 2.0, 3.0
 
 
 @dataclass(frozen=True)
@@ -102,7 +113,12 @@ def present(found: Iterable[Finding | None]) -> tuple[Finding, ...]:
 
 
 def soft_padding(
-    padding: float, *, resolution: float, pixel_size: float, cut_density: float = 0.0
+    padding: float,
+    *,
+    resolution: float,
+    pixel_size: float,
+    cut_density: float = 0.0,
+    measured: bool = False,
 ) -> Finding | None:
     """R1: soft padding of at least 5 times the resolution, less one pixel.
 
@@ -110,25 +126,33 @@ def soft_padding(
         padding: Å; up to one pixel is a hard edge.
         resolution: Å, of the map that is masked.
         pixel_size: Å.
-        cut_density: `mask.density_outside` of that map: a hard edge that cuts density is an error.
+        cut_density: `mask.density_on_edge` of that map: a hard edge that cuts density is an error.
+        measured: whether `padding` was measured (`mask.edge_width_px`); 2.5 px less then pass.
     """
     minimum = minimum_soft_padding(resolution, pixel_size)
     advised = (
         f"at least {minimum:.1f} Å ({round(minimum / pixel_size)} px), which is 5 times the resolution of "
         f"{resolution:.1f} Å, is advised"
     )
-    if padding <= pixel_size:
-        cuts = cut_density > CUT
-        seen = "the mask has a hard edge"
-        if cuts:
-            seen += f" that cuts density: just outside, the map is {cut_density:.0%} as strong as inside"
-        change = "Widen the soft padding; until then compare runs under the scoring mask only"
-        return Finding("R1", "error" if cuts else "warning", seen, advised, GUIDE, change)
-    if padding < minimum - pixel_size * (1 + 1e-6):
-        seen = f"the soft padding is {padding:.1f} Å ({padding / pixel_size:.1f} px)"
+    hard, slack = padding <= pixel_size, MEASURED_SLACK_PX if measured else 1.0
+    if not hard and padding >= minimum - slack * pixel_size * (1 + 1e-6):
+        return None
+    width = f"{padding:.1f} Å ({padding / pixel_size:.1f} px)"
+    if hard:
+        seen, change = "the mask has a hard edge", "Widen the soft padding"
+    else:
+        seen = f"the soft padding is {width}"
+        if measured:
+            seen = f"the edge of the mask is as steep as a soft padding of {width}"
         change = "The masked FSC may read too well: widen the soft padding, or trust the corrected FSC only"
-        return Finding("R1", "warning", seen, advised, GUIDE, change)
-    return None
+    cuts = cut_density > CUT
+    if cuts:
+        seen += f" and cuts through density: on it the map has {cut_density:.0%} of its root mean square "
+        seen += "inside"
+        change += ", or dilate until the edge lies in solvent"
+    if hard:
+        change += "; until then compare runs under the scoring mask only"
+    return Finding("R1", "error" if hard and cuts else "warning", seen, advised, GUIDE, change)
 
 
 def padding_to_start_with(padding: float, *, resolution: float, pixel_size: float) -> Finding | None:
@@ -248,43 +272,87 @@ def base_smoothness(sigma: float, *, resolution: float) -> Finding | None:
         resolution: Å, of the refined map.
     """
     left = math.exp(-2.0 * (math.pi * sigma / resolution) ** 2)
-    if left <= ROUGH_BASE:
+    if left <= LEFT_AMPLITUDE:
         return None
     return Finding(
         "R6", "warning",
         f"smoothing the mask base with {sigma:.1f} Å leaves {left:.0%} of its amplitude at "
         f"{resolution:.1f} Å",
-        f"at most {ROUGH_BASE:.0%}", f"{CASE} (smooth bases); number: {OWN}",
+        f"at most {LEFT_AMPLITUDE:.0%}", f"{CASE} (smooth bases); number: {OWN}",
         f"Smooth the base with {math.ceil(0.35 * resolution):g} Å or more: fine features of a mask correlate "
         "the half-maps",
     )  # fmt: skip
 
 
+def base_detail(share: float, *, resolution: float) -> Finding | None:
+    """R6: what a mask is cut from holds little detail finer than 3 times the resolution expected.
+
+    Args:
+        share: of the power of the base in such detail, `mask.fine_power`.
+        resolution: Å, expected in the end.
+    """
+    if share <= ROUGH_BASE:
+        return None
+    coarser = BASE_COARSER * resolution
+    return Finding(
+        "R6", "warning",
+        f"the mask base is not smooth: {share:.0%} of its power lies in detail finer than {coarser:.1f} Å, "
+        f"{BASE_COARSER:g} times the resolution of {resolution:.1f} Å",
+        f"at most {ROUGH_BASE:.0%}", f"{CASE} (smooth bases); numbers: {OWN}",
+        f"Smooth the base by a Gaussian of {_HALF_AMPLITUDE * coarser:.1f} Å or more before the threshold: "
+        "what is sharp in a mask correlates the half maps",
+    )  # fmt: skip
+
+
 def check_mask(
-    mask: Tensor, *, pixel_size: float, resolution: float, soft_padding_width: float, cut_density: float = 0.0
+    mask: Tensor,
+    *,
+    pixel_size: float,
+    resolution: float,
+    soft_padding_width: float | None = None,
+    density: Tensor | None = None,
+    base: Tensor | None = None,
+    base_resolution: float | None = None,
 ) -> tuple[Finding, ...]:
-    """R1, R2 and R5 of one mask.
+    """R1, R2, R5 and R6 of one mask.
 
     Args:
         mask: (d, d, d).
         pixel_size: Å.
         resolution: Å, of the map to be masked.
-        soft_padding_width: Å; a mask of zeros and ones counts as unpadded whatever this says.
-        cut_density: as in `soft_padding`.
+        soft_padding_width: Å, as the mask was made; a mask of zeros and ones counts as unpadded whatever this
+            says. Without it the width is measured, see `mask.edge_width_px`, and R2 says nothing.
+        density: (d, d, d), a smooth map of what is masked: how much of it lies on an edge that is too sharp.
+            Default `base`; without both that is not judged.
+        base: (d, d, d), the map that the mask was cut from, judged for its smoothness.
+        base_resolution: Å, the resolution that is expected in the end, for the smoothness of `base`; default
+            `resolution`.
     """
     values = mask_values(float(mask.min()), float(mask.max()))
     if values is not None and float(mask.max()) == 0.0:
         return (values,)
-    hard = bool(((mask == 0) | (mask == 1)).all())
-    padding = 0.0 if hard else soft_padding_width
-    edge = max(float(mask.select(axis, end).max()) for axis in range(3) for end in (0, -1))
     at = {"resolution": resolution, "pixel_size": pixel_size}
+    measured = soft_padding_width is None
+    padding = edge_width_px(mask) * pixel_size  # 0 for a hard edge
+    if soft_padding_width is not None and padding > 0.0:
+        padding = soft_padding_width
+    edge = soft_padding(padding, **at, measured=measured)
+    judged = base if density is None else density
+    if edge is not None and judged is not None:
+        edge = soft_padding(padding, **at, measured=measured, cut_density=density_on_edge(mask, judged))
+    rough: Finding | None = None
+    if base is not None:
+        expected = resolution if base_resolution is None else base_resolution
+        share = fine_power(base, pixel_size=pixel_size, finer_than=BASE_COARSER * expected)
+        rough = base_detail(share, resolution=expected)
+    boundary = max(float(mask.select(axis, end).max()) for axis in range(3) for end in (0, -1))
     return present(
         (
             values,
-            soft_padding(padding, **at, cut_density=cut_density),
-            padding_to_start_with(padding, **at),
-            mask_inside_box(edge),
+            edge,
+            None if measured else padding_to_start_with(padding, **at),
+            mask_inside_box(boundary),
+            rough,
         )
     )
 
@@ -812,8 +880,9 @@ def subtraction_shadow(before: float, after: float) -> Finding | None:
     return Finding(
         "R23", "warning", f"{left:.0%} of the power that was to be subtracted is left", f"{SHADOW:.0%}",
         f"{CASE} (reconstruct to check); number: {OWN}",
-        "What is subtracted must be well aligned: refine that region first, check the grey scale, or leave "
-        "the part that moves out of the subtraction mask",
+        "Check that the half-maps belong to these poses and half-sets and their grey scale to the images; "
+        "what is subtracted must be well aligned: refine that region first, or leave the part that moves out "
+        "of the subtraction mask",
     )  # fmt: skip
 
 
@@ -866,4 +935,56 @@ def rim_share(share: float) -> Finding | None:
         "R26", "warning", f"{share:.0%} of what the half-maps share under the mask lies in its soft edge",
         f"{RIM_SHARE:.0%}", "27 refined maps of one simulated particle",
         "Neighbouring density reaches into the mask: subtract it before quoting a resolution",
+    )  # fmt: skip
+
+
+# ---- maps to look at ----
+
+
+def b_factor(fitted: float, se: float) -> Finding | None:
+    """R28: the B-factor of a Guinier fit is clearly below 0.
+
+    Args:
+        fitted: Å^2.
+        se: Å^2, its standard error.
+    """
+    if fitted <= -CLEAR_B_FACTOR * se:
+        return None
+    return Finding(
+        "R28", "warning",
+        f"the B-factor of {fitted:.0f} ± {se:.0f} Å^2 is not clearly below 0: the amplitudes hardly fall off",
+        f"{CLEAR_B_FACTOR:g} standard errors below 0", OWN,
+        "Look at the Guinier plot before using the sharpened map",
+    )  # fmt: skip
+
+
+def no_b_factor(reason: str) -> Finding:
+    """R28: a B-factor can be fitted at all.
+
+    Args:
+        reason: why not.
+    """
+    return Finding(
+        "R28", "info", f"no B-factor was fitted and none applied: {reason}",
+        "a line through several shells finer than 10 Å", "Rosenthal & Henderson 2003, J Mol Biol 333, 721",
+        "Choose one for a sharper map",
+    )  # fmt: skip
+
+
+def local_window(threshold: float, scatter: float, *, window: float, resolution: float) -> Finding | None:
+    """R29: the FSC of noise in a local window scatters well below the threshold.
+
+    Args:
+        threshold: FSC that local resolution is read at.
+        scatter: SD of the FSC of noise in one window at that resolution.
+        window: Å, its width.
+        resolution: Å, the median under the mask.
+    """
+    if threshold >= CLEAR_WINDOW * scatter:
+        return None
+    return Finding(
+        "R29", "warning",
+        f"the FSC of noise in one window of {window:.0f} Å scatters by {scatter:.2f} at {resolution:.1f} Å",
+        f"at most a third of the threshold of {threshold:g}", OWN,
+        "What reads fine may do so by chance: widen the window or raise the threshold",
     )  # fmt: skip

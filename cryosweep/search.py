@@ -9,9 +9,13 @@ with (R_c, t_c) the anchor, P the projection on x, y. omega and s are bounded by
 Gaussian priors; s is the shift left once the rotation about the fulcrum is accounted for, which is all that
 the fulcrum does: the likelihood knows nothing of it.
 
-A coarse grid at a low band finds starts; a damped Gauss-Newton (Levenberg-Marquardt) search over all five
-degrees of freedom refines them through rising bands, with fewer starts on every step, until each has
-converged.
+A coarse grid at a low band finds starts; a damped second-order (Levenberg-Marquardt) search over all five
+degrees of freedom refines them through rising bands. On the way it drops the starts that cannot win any more
+and those that run into the same optimum, and each particle stops when it has converged.
+
+Images of single particles are mostly noise, so the residual never gets small and the Gauss-Newton curvature
+alone converges slowly. What it lacks is learnt from the gradients on the way (structured symmetric-rank-one
+update: Dennis, Gay & Welsch 1981, ACM TOMS 7, 348), which halves the number of steps at no cost.
 """
 
 from __future__ import annotations
@@ -24,9 +28,14 @@ import torch
 from torch import Tensor
 
 from cryosweep.fourier import HalfPlane
-from cryosweep.geometry import rotation_from_vector, rotation_vector
-from cryosweep.likelihood import Quadratic, log_likelihood_on_grid, log_likelihood_quadratic
-from cryosweep.projector import Reference
+from cryosweep.geometry import angle_between, rotation_from_vector, rotation_vector
+from cryosweep.likelihood import (
+    Quadratic,
+    compiled_log_likelihood_quadratic,
+    log_likelihood_on_grid,
+    log_likelihood_quadratic,
+)
+from cryosweep.projector import Reference, slices
 
 # Samples worked on at a time: large enough to amortise a call, small enough to stay in cache.
 SAMPLES_PER_CHUNK = 2**18
@@ -34,7 +43,21 @@ FIRST_DAMPING = 1e-2
 LONGEST_STEP_RAD = 0.35
 LONGEST_STEP_PX = 4.0
 # A start is left alone once its next step promises to gain less log-posterior than this.
-CONVERGED = 0.02
+CONVERGED = 0.01
+# An update of the curvature that hangs on a difference of gradients this small (as the cosine between it and
+# the step, in units of the posterior's width) would be made of rounding.
+LEAST_COSINE = 1e-3
+# Peaks of the grid taken on: those within the margin, in log-posterior, of the highest.
+MOST_STARTS = 25
+GRID_MARGIN = 4.0
+# Two starts whose images differ at the rim by less than this share of the band's period share an optimum.
+SAME_OPTIMUM = 0.25
+# Signal energy (mean of `sum W |S|^2`) at which a grid can tell the right pose from the best of some hundred
+# wrong ones: they reach sqrt(2 E) sqrt(2 ln N) by chance, the right one E, so E must exceed 4 ln N. For
+# weaker images the grid is searched to a finer band, up to this multiple of the usual one: its cost goes with
+# the seventh power of the band.
+ENOUGH_ENERGY = 20.0
+FINEST_GRID = 1.25
 # Poses that far below the best of an exhaustive search count as missed.
 MISSED = 1.0
 AUDIT_STEP_RAD = math.radians(6.0)
@@ -106,12 +129,14 @@ class SearchSpace:
 class Stage:
     """One step of the band pyramid: the best `starts`, polished at shells up to `shell`.
 
-    A start takes at most `iterations` steps; fewer where it has converged.
+    A start takes at most `iterations` steps; fewer where it has converged. Starts that come in more than
+    `margin` in log-posterior below the particle's best are not taken on.
     """
 
     shell: int
     starts: int
     iterations: int
+    margin: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -121,14 +146,20 @@ class SearchPlan:
     Attributes:
         coarse_shell: band of the grid search.
         vectors: (r, 3) rotation vectors of the grid.
+        neighbours: (r, m) which of them lie next to each.
         shifts_px: (s, 2) residual shifts of the grid.
         stages: from the coarsest band to the finest.
+        mask_radius_px: of the domain, which turns angles into movements.
+        compiled: whether the steps are taken by the compiled kernel (`cryosweep.kernels`; float32).
     """
 
     coarse_shell: int
     vectors: Tensor
+    neighbours: Tensor
     shifts_px: Tensor
     stages: tuple[Stage, ...]
+    mask_radius_px: float
+    compiled: bool
 
 
 @dataclass(frozen=True)
@@ -191,13 +222,14 @@ def plan_search(
     mask_radius_px: float,
     dtype: torch.dtype,
     device: torch.device,
+    compiled: bool = False,
 ) -> SearchPlan:
     """A grid whose steps keep the coarse band in phase, and a pyramid up to `band_shell`.
 
     At resolution d a rotation by d / 2r moves the rim of a domain of radius r by half a period's half, and
     shifts are stepped by d / 4. The low bands only sort the starts, so few steps are taken there; the last
-    band is where poses must converge. 1 % of particles end more than 1 below the best of an exhaustive
-    search (docs/performance.md).
+    band is where poses must converge. Particles whose best pose is clear go on with one start, the others
+    with up to two (docs/performance.md).
     """
     period_px = box_size / coarse_shell
     rotation_step = min(max(period_px / (2.0 * mask_radius_px), math.radians(3.0)), math.radians(15.0))
@@ -206,8 +238,32 @@ def plan_search(
     )
     shifts = shift_grid(space.shift_extent_px, period_px / 4.0, shape=space.shape, dtype=dtype, device=device)
     middle = round(math.sqrt(coarse_shell * band_shell))
-    stages = (Stage(coarse_shell, 4, 1), Stage(middle, 2, 2), Stage(band_shell, 1, 10))
-    return SearchPlan(coarse_shell, vectors, shifts, stages)
+    stages = (
+        Stage(coarse_shell, 5, 1),
+        Stage(middle, 3, 2, margin=4.0),
+        Stage(band_shell, 2, 10, margin=1.0),
+    )
+    return SearchPlan(coarse_shell, vectors, _neighbours(vectors), shifts, stages, mask_radius_px, compiled)
+
+
+def informative_shell(
+    reference: Reference, plane: HalfPlane, *, weights: Tensor, rotations: Tensor, least: int
+) -> int:
+    """The lowest band, from `least` to 1.25 times that, in which an average image tells its pose from chance.
+
+    Args:
+        reference: map of the domain.
+        plane: K samples, up to the finest band allowed.
+        weights: (b, K) W of a few images.
+        rotations: (b, 3, 3) near their poses.
+        least: shell.
+    """
+    model = slices(reference, rotations, plane)
+    energy = (weights * (model.real.square() + model.imag.square())).mean(dim=0).double()
+    by_shell = energy.new_zeros(plane.max_shell + 1).index_add_(0, plane.shell, energy).cumsum(0)
+    enough = (by_shell >= ENOUGH_ENERGY).nonzero()
+    first = plane.max_shell if enough.numel() == 0 else int(enough[0])
+    return min(max(first, least), round(FINEST_GRID * least), plane.max_shell)
 
 
 def turn(poses: Poses, anchor: Poses) -> Tensor:
@@ -289,32 +345,51 @@ def search_poses(
         space: extents, priors, lever.
         plan: grid and pyramid.
     """
-    starts = _coarse_starts(
+    first = plan.stages[0]
+    starts, scores = _coarse_starts(
         reference.up_to(plan.coarse_shell), plane.up_to(plan.coarse_shell), images=images, weights=weights,
-        anchor=anchor, space=space, plan=plan, keep=plan.stages[0].starts - 1,
+        anchor=anchor, space=space, plan=plan, keep=first.starts - 1,
     )  # fmt: skip
-    hypotheses = Poses(
-        torch.cat([current.rotations[:, None], starts.rotations], dim=1),
-        torch.cat([current.shifts_px[:, None], starts.shifts_px], dim=1),
-    )
-    result: SearchResult | None = None
-    for stage in plan.stages:
-        if result is not None:
-            # a grid within small extents may hold fewer rotations than a stage asks for
-            kept = min(stage.starts, result.log_posterior.shape[1])
-            best = result.log_posterior.topk(kept, dim=1).indices
-            rows = torch.arange(best.shape[0], device=best.device)[:, None]
-            hypotheses = Poses(result.poses.rotations[rows, best], result.poses.shifts_px[rows, best])
-        result = _polish(
+    rotations = torch.cat([current.rotations[:, None], starts.rotations], dim=1)
+    shifts = torch.cat([current.shifts_px[:, None], starts.shifts_px], dim=1)
+    # (n, h): what each start has reached, and whether it is still in the running
+    reached = SearchResult(
+        Poses(rotations, shifts), shifts.new_full(shifts.shape[:2], -math.inf),
+        shifts.new_zeros(*shifts.shape[:2], 5, 5),
+    )  # fmt: skip
+    running = torch.ones_like(reached.log_posterior, dtype=torch.bool)
+    running[:, 1:] = scores > scores[:, :1] - first.margin
+    for number, stage in enumerate(plan.stages):
+        if number > 0:
+            before = plan.stages[number - 1].shell
+            running = _contenders(reached, stage, reach_px=SAME_OPTIMUM * plane.box_size / before,
+                                  radius_px=plan.mask_radius_px)  # fmt: skip
+        _polish(
             reference.up_to(stage.shell), plane.up_to(stage.shell), images=images, weights=weights,
-            anchor=anchor, hypotheses=hypotheses, space=space, iterations=stage.iterations,
+            anchor=anchor, reached=reached, running=running, space=space, iterations=stage.iterations,
+            compiled=plan.compiled,
         )  # fmt: skip
-    assert result is not None, "a plan has at least one stage"
+    rows = torch.arange(len(images), device=images.device)
+    best = reached.log_posterior.argmax(dim=1)
     return SearchResult(
-        Poses(result.poses.rotations[:, 0], result.poses.shifts_px[:, 0]),
-        result.log_posterior[:, 0],
-        result.curvature[:, 0],
-    )
+        Poses(rotations[rows, best], shifts[rows, best]), reached.log_posterior[rows, best],
+        reached.curvature[rows, best],
+    )  # fmt: skip
+
+
+def _contenders(reached: SearchResult, stage: Stage, *, reach_px: float, radius_px: float) -> Tensor:
+    """(n, h) which starts go on: the best few within the margin, one for each optimum."""
+    value = reached.log_posterior
+    kept = value.topk(min(stage.starts, value.shape[1]), dim=1)
+    good = kept.values >= kept.values[:, :1] - stage.margin
+    running = torch.zeros_like(value, dtype=torch.bool).scatter_(1, kept.indices, good)
+    best = kept.indices[:, :1]
+    row = torch.arange(len(value), device=value.device)[:, None]
+    poses = reached.poses
+    turned = angle_between(poses.rotations, poses.rotations[row, best]) * radius_px
+    apart = turned + (poses.shifts_px - poses.shifts_px[row, best]).norm(dim=-1)
+    running &= apart > reach_px
+    return running.scatter_(1, best, torch.ones_like(best, dtype=torch.bool))
 
 
 def search_shortfall(
@@ -332,9 +407,10 @@ def search_shortfall(
         device=plan.vectors.device,
     )  # fmt: skip
     stages = (Stage(plan.coarse_shell, 8, 4), Stage(last, 8, 10))
+    exhaustive = replace(plan, vectors=vectors, neighbours=_neighbours(vectors), stages=stages)
     best = search_poses(
         reference, plane, images=images, weights=weights, anchor=anchor, current=found.poses, space=space,
-        plan=replace(plan, vectors=vectors, stages=stages),
+        plan=exhaustive,
     )  # fmt: skip
     return (best.log_posterior - found.log_posterior).clamp_min(0.0)
 
@@ -342,13 +418,18 @@ def search_shortfall(
 def _coarse_starts(
     reference: Reference, plane: HalfPlane, *, images: Tensor, weights: Tensor, anchor: Poses,
     space: SearchSpace, plan: SearchPlan, keep: int,
-) -> Poses:  # fmt: skip
-    """The `keep` best rotations (n, keep, ...) of the grid, each with its best shift."""
+) -> tuple[Poses, Tensor]:  # fmt: skip
+    """The `keep` highest peaks (n, keep, ...) of the grid, each with its best shift, and their scores.
+
+    A peak is a rotation that none of its neighbours on the grid surpasses; where there are fewer than asked
+    for, scores are minus infinity.
+    """
     count, samples = images.shape[0], plane.k.shape[0]
     grid = rotation_from_vector(plan.vectors)
     keep = min(keep, grid.shape[0])
     rotations = images.new_empty(count, keep, 3, 3, dtype=plane.k.dtype)
     shifts = images.new_empty(count, keep, 2, dtype=plane.k.dtype)
+    scores = images.new_empty(count, keep, dtype=plane.k.dtype)
     prior = _grid_prior(space, plan)
     chunk = max(1, SAMPLES_PER_CHUNK // (samples * grid.shape[0]))
     for first in range(0, count, chunk):
@@ -361,11 +442,25 @@ def _coarse_starts(
             rotations=trial, base_shifts_px=base, grid_shifts_px=plan.shifts_px,
         )  # fmt: skip
         best_score, best_shift = score.max(dim=-1)
-        best = best_score.topk(keep, dim=1).indices
-        row = torch.arange(best.shape[0], device=best.device)[:, None]
-        rotations[rows] = trial[row, best]
-        shifts[rows] = base[row, best] + plan.shifts_px[best_shift[row, best]]
-    return Poses(rotations, shifts)
+        surpassed = best_score[:, plan.neighbours].amax(dim=-1) > best_score
+        kept = best_score.masked_fill(surpassed, -math.inf).topk(keep, dim=1)
+        row = torch.arange(best_score.shape[0], device=best_score.device)[:, None]
+        rotations[rows] = trial[row, kept.indices]
+        shifts[rows] = base[row, kept.indices] + plan.shifts_px[best_shift[row, kept.indices]]
+        scores[rows] = kept.values
+    return Poses(rotations, shifts), scores
+
+
+def _neighbours(vectors: Tensor) -> Tensor:
+    """(r, m) numbers of the lattice points next to each of (r, 3); short lists repeat the point itself."""
+    if len(vectors) == 1:
+        return torch.zeros(1, 1, dtype=torch.long, device=vectors.device)
+    apart = torch.cdist(vectors, vectors)
+    # a body-centred cubic lattice has 8 neighbours at one step and 6 at 1.155
+    near = apart.topk(min(15, len(vectors)), dim=1, largest=False)
+    step = near.values[:, 1].min()
+    own = torch.arange(len(vectors), device=vectors.device)[:, None]
+    return torch.where(near.values < 1.3 * step, near.indices, own)
 
 
 def _grid_prior(space: SearchSpace, plan: SearchPlan) -> Tensor:
@@ -380,39 +475,36 @@ def _grid_prior(space: SearchSpace, plan: SearchPlan) -> Tensor:
 
 def _polish(
     reference: Reference, plane: HalfPlane, *, images: Tensor, weights: Tensor, anchor: Poses,
-    hypotheses: Poses, space: SearchSpace, iterations: int,
-) -> SearchResult:  # fmt: skip
-    """Levenberg-Marquardt from (n, h) hypotheses; all results are (n, h, ...)."""
-    count, h = hypotheses.shifts_px.shape[:2]
+    reached: SearchResult, running: Tensor, space: SearchSpace, iterations: int, compiled: bool,
+) -> None:  # fmt: skip
+    """Levenberg-Marquardt from the `running` starts (n, h), whose rows of `reached` are replaced.
+
+    The others keep their poses, but what they had reached no longer counts: it belongs to a lower band.
+    """
     samples = plane.k.shape[0]
-    parts: list[SearchResult] = []
-    owners = torch.arange(count, device=images.device).repeat_interleave(h)
-    starts = Poses(hypotheses.rotations.reshape(-1, 3, 3), hypotheses.shifts_px.reshape(-1, 2))
-    chunk = h * max(1, SAMPLES_PER_CHUNK // (samples * h))
-    for first in range(0, count * h, chunk):
-        rows = slice(first, first + chunk)
+    owners, numbers = running.nonzero(as_tuple=True)
+    reached.log_posterior.fill_(-math.inf)
+    chunk = max(1, SAMPLES_PER_CHUNK // samples)
+    for owner, number in zip(owners.split(chunk), numbers.split(chunk), strict=True):
         part = levenberg_marquardt(
-            reference, plane, images=images[:, :samples], weights=weights[:, :samples], owner=owners[rows],
-            anchor=anchor[owners[rows]], start=starts[rows], space=space, iterations=iterations,
+            reference, plane, images=images, weights=weights, owner=owner,
+            anchor=anchor[owner], space=space, iterations=iterations, compiled=compiled,
+            start=Poses(reached.poses.rotations[owner, number], reached.poses.shifts_px[owner, number]),
         )  # fmt: skip
-        parts.append(part)
-    return SearchResult(
-        Poses(
-            torch.cat([part.poses.rotations for part in parts]).reshape(count, h, 3, 3),
-            torch.cat([part.poses.shifts_px for part in parts]).reshape(count, h, 2),
-        ),
-        torch.cat([part.log_posterior for part in parts]).reshape(count, h),
-        torch.cat([part.curvature for part in parts]).reshape(count, h, 5, 5),
-    )
+        reached.poses.rotations[owner, number] = part.poses.rotations
+        reached.poses.shifts_px[owner, number] = part.poses.shifts_px
+        reached.log_posterior[owner, number] = part.log_posterior
+        reached.curvature[owner, number] = part.curvature
 
 
 def levenberg_marquardt(
     reference: Reference, plane: HalfPlane, *, images: Tensor, weights: Tensor, owner: Tensor,
-    anchor: Poses, start: Poses, space: SearchSpace, iterations: int,
+    anchor: Poses, start: Poses, space: SearchSpace, iterations: int, compiled: bool = False,
 ) -> SearchResult:  # fmt: skip
     """Maximise the log-posterior from b starts, inside the extents.
 
-    Value, gradient and curvature come from one pass at the trial pose; a rejected step raises that start's
+    Value, gradient and Gauss-Newton curvature come from one pass at the trial pose; what that curvature lacks
+    is learnt from the change of the gradient over each step. A rejected step raises that start's
     damping and reuses the old ones. A trial outside the extents is projected back before it is judged, so
     every pose that is ever accepted is feasible. A start takes no more steps once the next one promises less
     than `CONVERGED`.
@@ -420,19 +512,28 @@ def levenberg_marquardt(
     Args:
         reference: map to slice.
         plane: K samples.
-        images: (n, K) complex, Y.
-        weights: (n, K), W.
+        images: (n, K') complex, Y, K' >= K.
+        weights: (n, K'), W.
         owner: (b,) the image that each start belongs to.
         anchor: b poses.
         start: b poses.
         space: extents, priors, lever.
         iterations: most trial steps.
+        compiled: use the compiled kernel.
     """
+    samples = plane.k.shape[0]
 
     def evaluate(poses: Poses, rows: Tensor) -> Quadratic:
-        likelihood = log_likelihood_quadratic(
-            reference, plane, images=images[owner[rows]], weights=weights[owner[rows]],
-            rotations=poses.rotations, shifts_px=poses.shifts_px,
+        at = {"rotations": poses.rotations, "shifts_px": poses.shifts_px}
+        likelihood = (
+            compiled_log_likelihood_quadratic(
+                reference, plane, images=images, weights=weights, owner=owner[rows], **at
+            )
+            if compiled
+            else log_likelihood_quadratic(
+                reference, plane, images=images[:, :samples][owner[rows]],
+                weights=weights[:, :samples][owner[rows]], **at,
+            )
         )  # fmt: skip
         prior = prior_quadratic(poses, anchor[rows], space)
         return Quadratic(
@@ -445,15 +546,19 @@ def levenberg_marquardt(
     poses = confine(start, anchor, space)
     state = evaluate(poses, active)
     damping = torch.full_like(state.value, FIRST_DAMPING)
+    missing = torch.zeros_like(state.curvature)
     for _ in range(iterations):
-        step = _damped_step(state[active], damping[active])
-        promising = (step * state.gradient[active]).sum(dim=-1) > CONVERGED
+        step = _damped_step(state[active], missing[active], damping[active])
+        promising = 0.5 * (step * state.gradient[active]).sum(dim=-1) > CONVERGED
         active, step = active[promising], step[promising]
         if active.numel() == 0:
             break
         turned = rotation_from_vector(step[:, :3]) @ poses.rotations[active]
         trial = confine(Poses(turned, poses.shifts_px[active] + step[:, 3:]), anchor[active], space)
         new = evaluate(trial, active)
+        missing[active] = _learn_curvature(
+            missing[active], new, state.gradient[active], _taken(trial, poses[active])
+        )
         gain = new.value - state.value[active]
         better = gain > 0
         accepted = active[better]
@@ -490,12 +595,82 @@ def posterior_covariance(curvature: Tensor, poses: Poses, space: SearchSpace) ->
     return scaled * scale[:, :, None] * scale[:, None, :]
 
 
-def _damped_step(state: Quadratic, damping: Tensor) -> Tensor:
-    """(b, 5) step of the damped quadratic model, cut to the longest allowed rotation and shift."""
+def log_evidence(log_posterior: Tensor, curvature: Tensor) -> Tensor:
+    """(n,) log of the posterior integrated over rotation (rad) and shift (px), by Laplace's method, float64.
+
+    `log p + 5/2 log 2 pi - 1/2 log det C`: exact for a Gaussian, and without the volume of the prior, which
+    is the same for all particles of a job.
+
+    Args:
+        log_posterior: (n,) at the best poses.
+        curvature: (n, 5, 5) there.
+    """
+    total = curvature.double()
+    return log_posterior.double() + 2.5 * math.log(2.0 * math.pi) - 0.5 * torch.logdet(total)
+
+
+def posterior_draws(
+    poses: Poses, covariance: Tensor, anchor: Poses, space: SearchSpace, *, pairs: int,
+    generator: torch.Generator,
+) -> list[Poses]:  # fmt: skip
+    """`2 pairs` draws of each of n poses from its Laplace posterior, in pairs on either side of it.
+
+    Pairs, so that their mean is the pose itself whatever the draws. What falls outside the extents is
+    brought back.
+
+    Args:
+        poses: n best poses.
+        covariance: (n, 5, 5) of `posterior_covariance`.
+        anchor: n.
+        space: extents and lever.
+        pairs: of draws.
+        generator: on the CPU, so that a seed gives the same draws on any device.
+    """
+    root = torch.linalg.cholesky(covariance)
+    draws: list[Poses] = []
+    for _ in range(pairs):
+        normal = torch.randn(len(root), 5, 1, generator=generator, dtype=root.dtype).to(root.device)
+        step = (root @ normal).squeeze(-1).to(poses.shifts_px.dtype)
+        for side in (step, -step):
+            turned = rotation_from_vector(side[:, :3]) @ poses.rotations
+            draws.append(confine(Poses(turned, poses.shifts_px + side[:, 3:]), anchor, space))
+    return draws
+
+
+def _taken(trial: Poses, begin: Poses) -> Tensor:
+    """(b, 5) the step from `begin` to `trial`, in the coordinates of `Quadratic`."""
+    turned = rotation_vector(trial.rotations @ begin.rotations.mT)
+    return torch.cat([turned, trial.shifts_px - begin.shifts_px], dim=1)
+
+
+def _learn_curvature(missing: Tensor, new: Quadratic, old_gradient: Tensor, step: Tensor) -> Tensor:
+    """(b, 5, 5) `missing`, changed so that the whole curvature explains the last change of the gradient.
+
+    Symmetric rank-one update with the secant condition `(C + M) step = old gradient - new gradient`, C the
+    Gauss-Newton curvature at the new pose (Dennis, Gay & Welsch 1981). Left out where it is badly determined.
+    """
+    total = new.curvature + missing
+    residual = old_gradient - new.gradient - (total @ step[..., None]).squeeze(-1)
+    overlap = (residual * step).sum(dim=-1)
+    width = torch.diagonal(new.curvature, dim1=-2, dim2=-1).clamp_min(1e-20).sqrt()
+    scale = (residual / width).norm(dim=-1) * (step * width).norm(dim=-1)
+    sound = (overlap.abs() > LEAST_COSINE * scale) & (scale > 0)
+    safe = torch.where(sound, overlap, 1.0)[:, None, None]
+    update = residual[:, :, None] * residual[:, None, :] / safe
+    return missing + torch.where(sound[:, None, None], update, 0.0)
+
+
+def _damped_step(state: Quadratic, missing: Tensor, damping: Tensor) -> Tensor:
+    """(b, 5) step of the damped quadratic model, cut to the longest allowed rotation and shift.
+
+    Where the Gauss-Newton curvature plus what was learnt is not positive definite, the first stands alone.
+    """
     diagonal = torch.diagonal(state.curvature, dim1=-2, dim2=-1)
     # a direction without curvature (an empty reference) must not make the system singular
     floor = 1e-6 * diagonal.amax(dim=-1, keepdim=True).clamp_min(1e-20)
     damped = state.curvature + torch.diag_embed(damping[:, None] * diagonal + floor)
+    convex = torch.linalg.cholesky_ex(damped + missing).info == 0
+    damped = damped + torch.where(convex[:, None, None], missing, 0.0)
     step = torch.linalg.solve(damped, state.gradient)
     rotation = step[:, :3].norm(dim=-1) / LONGEST_STEP_RAD
     shift = step[:, 3:].norm(dim=-1) / LONGEST_STEP_PX

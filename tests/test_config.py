@@ -22,6 +22,7 @@ from cryosweep.config import (
     SCHEMAS,
     DomainBase,
     FulcrumPx,
+    Interface,
     RelionData,
     SimulatedData,
     SoftMask,
@@ -36,8 +37,10 @@ NEEDED: dict[str, list[str]] = {
     "data=relion": ["data.star=a.star", "mask_base=consensus"],
     "consensus=files": ["consensus.half_a=a.mrc", "consensus.half_b=b.mrc"],
     "mask_base=file": ["mask_base.path=a.mrc"],
+    "mask_base=regions": ["mask_base.ids=[1]"],
     "mask=file": ["mask.path=a.mrc"],
     "scoring=file": ["scoring.path=a.mrc"],
+    "subtraction=file": ["subtraction.path=a.mrc", "subtraction.role=keep"],
     "fulcrum=px": ["fulcrum.position=[1,2,3]"],
     "fulcrum=marker": ["fulcrum.path=a.cmm"],
 }
@@ -97,8 +100,8 @@ def test_memory() -> None:
 def test_every_file_of_conf_is_counted() -> None:
     """A file that no test below composes would be noticed here; hydra/ holds the two logging files."""
     files = [path.relative_to(conf_folder()) for path in conf_folder().rglob("*.yaml")]
-    assert len(files) == 30
-    assert len(OPTIONS) == 27
+    assert len(files) == 37
+    assert len(OPTIONS) == 34
     assert {str(path) for path in files if path.parts[0] == "hydra"} == {
         "hydra/hydra_logging/cryosweep.yaml",
         "hydra/job_logging/cryosweep.yaml",
@@ -193,6 +196,7 @@ def test_a_sweep_over_options_and_values() -> None:
         ("seed=1.5", "must be a whole number"),
         ("search.recentre=7", "must be true or false"),
         ("mask.threshold_unit=percent", "must be one of fraction, absolute"),
+        ("subtraction.smoothing=3", "no such key; subtraction=domain has it"),
         ("refinement.band_from=tight", "must be one of corrected, masked"),
         ("mask.dilation_radius=[1]", "must be a number, or text with a unit such as 5px"),
         ("data.shift_spread=4", "must be a mapping of its keys"),
@@ -235,6 +239,21 @@ def valid(option: str) -> DictConfig:
         ("", "data.defocus_max=5000", "must be from data.defocus_min=8000 Å up"),
         ("", "data.amplitude_contrast=7", "data.amplitude_contrast=7: must be from 0 up to 1"),
         ("", "mask_base.name=tail", "must be one of body, head, foot, arm"),
+        ("mask_base=regions", "mask_base.ids=null", "ids, point, marker, largest, label; none is given"),
+        ("mask_base=regions", "mask_base.largest=2", "mask_base.ids and mask_base.largest are given"),
+        (
+            "mask_base=regions",
+            "mask_base.ids=[0]",
+            "mask_base.ids=[0]: must be one number or more, each from 1",
+        ),
+        (
+            "mask_base=regions",
+            "mask_base.ids=null mask_base.point=[1,2]",
+            "mask_base.point=[1.0, 2.0]: must be three numbers [x,y,z] in px",
+        ),
+        ("mask_base=regions", "mask_base.step_size=0", "mask_base.step_size=0: must be above 0"),
+        ("mask_base=regions", "mask_base.step_size=1nm", "mask_base.step_size: '1nm' is not a length"),
+        ("mask_base=regions", "mask_base.target=0", "mask_base.target=0: must be from 1"),
         ("", "mask_base.smoothing=-1", "mask_base.smoothing=-1: must be from 0 Å"),
         ("", "mask.threshold=1.5", "for map units set mask.threshold_unit=absolute"),
         ("", "mask.threshold_unit=absolute mask.threshold=nan", "must be a number in map units"),
@@ -256,6 +275,13 @@ def valid(option: str) -> DictConfig:
             "search.rotation_extent=200",
             "search.rotation_extent=200: must be from 0 degrees up to 180 degrees",
         ),
+        (
+            "subtraction=domain",
+            "subtraction.rest_threshold=0",
+            "subtraction.rest_threshold=0: must be above 0 up to 1",
+        ),
+        ("subtraction=domain", "subtraction.smoothing=-1", "subtraction.smoothing=-1: must be from 0 Å"),
+        ("subtraction=domain", "subtraction.dilation_radius=x", "subtraction.dilation_radius: 'x' is not a"),
         ("", "search.audit=1.5", "search.audit=1.5: must be from 0 up to 1"),
         ("", "search.shift_prior=0", "search.shift_prior=0: must be above 0 Å"),
         ("", "refinement.max_iterations=0", "refinement.max_iterations=0: must be from 1 up to 100"),
@@ -276,6 +302,13 @@ def test_a_value_out_of_range_is_refused(option: str, values: str, message: str)
 def test_only_simulated_data_have_domains() -> None:
     (fault,) = refused("data=relion", "data.star=a.star")
     assert "only simulated data have labelled domains; choose mask_base=file" in fault
+
+
+def test_subtraction_needs_a_domain() -> None:
+    """A mask cut from the whole consensus map leaves nothing outside."""
+    (fault,) = refused("mask_base=consensus", "subtraction=domain")
+    assert "mask_base=consensus is the whole map, so nothing lies outside it" in fault
+    assert plan("mask_base=consensus", "subtraction=domain", "scoring=file", "scoring.path=a.mrc").jobs
 
 
 def test_all_faults_come_together_and_once() -> None:
@@ -339,3 +372,45 @@ def test_help_shows_every_group_option_and_key() -> None:
     assert "dilation_radius: 7            # Å" in describe_options("mask", [conf_folder()])
     with pytest.raises(ValueError, match="did you mean mask"):
         describe_options("maks", [conf_folder()])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ("data=relion", "data.star=a.star", "mask_base=file", "mask_base.path=a.mrc"),
+            "fulcrum.parts=[]: only a labelled domain of simulated data knows its neighbours; "
+            "give fulcrum.parts=[carrier.mrc], or all other parts",
+        ),
+        (("mask=file", "mask.path=a.mrc"), "fulcrum.parts=[]: with mask=file the other parts are not known"),
+        (
+            ("mask_base=consensus", "fulcrum.parts=[a.mrc]"),
+            "fulcrum=interface: mask_base=consensus is the whole complex, which touches no other part",
+        ),
+    ],
+)
+def test_an_interface_needs_a_domain_and_its_neighbours(overrides: tuple[str, ...], message: str) -> None:
+    (found,) = refused("fulcrum=interface", *overrides)
+    assert message in found
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("fulcrum.parts=[a.mrc]",),
+        ("mask=file", "mask.path=a.mrc", "fulcrum.parts=[a.mrc,b.mrc]", "mask_base=consensus"),
+        (
+            "data=relion",
+            "data.star=a.star",
+            "mask_base=file",
+            "mask_base.path=a.mrc",
+            "fulcrum.parts=[b.mrc]",
+        ),
+    ],
+)
+def test_an_interface_takes_its_parts_from_labels_or_files(overrides: tuple[str, ...]) -> None:
+    (job,) = plan("fulcrum=interface", *overrides).jobs
+    assert isinstance(job.fulcrum, Interface)
+    given = [value for value in overrides if value.startswith("fulcrum.parts")]
+    assert job.fulcrum.parts == (given[0].split("[")[1].strip("]").split(",") if given else [])

@@ -12,6 +12,7 @@ from cryosweep.likelihood import log_likelihood_quadratic
 from cryosweep.projector import make_reference
 from cryosweep.reconstruction import HalfMaps
 from cryosweep.refinement import RefinementSettings, refine
+from cryosweep.segmentation import measure, segment, territory, touching
 from tests.reference.exact import random_blobs
 from tests.test_refinement import DOMAIN_CENTRE, PIXEL, make_scene
 
@@ -60,3 +61,18 @@ def test_refinement_ends_where_it_does_on_the_cpu(tmp_path):
     difference = torch.rad2deg(angle_between(*rotations))
     # sums run in another order, so single particles may prefer another optimum; the bulk may not
     assert float(difference.median()) < 0.2
+
+
+def test_regions_are_those_of_the_cpu(generator):
+    volume = random_blobs(generator, radius=12).volume(48).float()
+    on_cpu, on_cuda = (
+        segment(volume.to(device), threshold=0.2 * float(volume.max()), steps=2, step_px=1.0)
+        for device in ("cpu", "cuda")
+    )
+    assert on_cuda.labels.is_cuda
+    assert torch.equal(on_cuda.labels.cpu(), on_cpu.labels)
+    assert on_cuda.regions == on_cpu.regions
+    peak = on_cpu.regions[1].peak
+    assert touching(on_cuda, peak) == touching(on_cpu, peak) == 1
+    assert torch.equal(territory(on_cuda, [1]).cpu(), territory(on_cpu, [1]))
+    assert measure(on_cuda, [1], pixel_size=2.0) == measure(on_cpu, [1], pixel_size=2.0)

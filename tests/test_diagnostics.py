@@ -16,6 +16,8 @@ from cryosweep.diagnostics import (
     pose_changes_figure,
     pose_moves_figure,
     precision_figure,
+    region_colours,
+    regions_figure,
     resolution_ticks,
     scale_figure,
     slices_figure,
@@ -279,3 +281,36 @@ def test_conical_fsc_figure_states_cfar() -> None:
     assert "cFAR 0.40 (0.5 or more is well; UNEVEN)" in texts(figure)
     assert "all 3 cones" in texts(figure)
     drawn(figure)
+
+
+def test_region_colours_are_many_and_unlike() -> None:
+    colours = list(region_colours(range(10, 50)).values())
+    assert len(set(colours)) == 40
+    levels = np.array([[int(colour[k : k + 2], 16) for k in (1, 3, 5)] for colour in colours])
+    # one after the other: neighbours in size are often neighbours in space
+    assert np.abs(np.diff(levels, axis=0)).sum(axis=1).min() > 60
+
+
+def test_regions_are_tinted_in_their_own_voxels_and_numbered() -> None:
+    size = 24
+    labels = np.zeros((size, size, size), dtype=np.int32)
+    labels[8:16, 2:10, 8:16], labels[8:16, 14:20, 8:16] = 7, 3
+    volume = (labels > 0).astype(np.float32)
+    colours = {7: "#ff0000", 3: "#0000ff"}
+    figure = regions_figure(volume, labels, colours=colours, pixel_size=PIXEL_SIZE, title="two")
+    tint = np.asarray(figure.axes[2].images[1].get_array())  # y across, z up, through x of both
+    assert tint.shape == (size, size, 4)
+    np.testing.assert_array_equal(tint[12, 2:10], np.tile([1.0, 0.0, 0.0, 0.65], (8, 1)))
+    np.testing.assert_array_equal(tint[12, 14:20, :3], np.tile([0.0, 0.0, 1.0], (6, 1)))
+    assert tint[..., 3].sum() == pytest.approx(0.65 * 14 * 8)
+    at = {text.get_text(): text.get_position() for text in figure.axes[2].texts}
+    assert set(at) == {"7", "3"}
+    assert at["7"][0] < 0 < at["3"][0]
+    drawn(figure)
+    chosen = regions_figure(volume, labels, colours=colours, pixel_size=PIXEL_SIZE, chosen=labels == 3)
+    assert "slice at y = 14.0" in texts(chosen)  # voxel 16 of 24 at 3.5 Å, the middle of region 3
+    pale = np.asarray(chosen.axes[2].images[1].get_array())
+    assert pale[12, 5, 3] == 0.25
+    assert pale[12, 16, 3] == 0.65
+    with pytest.raises(ValueError, match="zero everywhere"):
+        regions_figure(volume, 0 * labels, colours=colours, pixel_size=PIXEL_SIZE)

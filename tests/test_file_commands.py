@@ -17,14 +17,28 @@ import yaml
 from cryosweep import composition, file_commands, job
 from cryosweep.anisotropy import sampling_compensation
 from cryosweep.file_commands import fsc
-from cryosweep.fourier import gaussian_filter
-from cryosweep.io import read_map, read_particles, write_map
-from cryosweep.mask import centre_of_mass, soft_mask, spherical_mask, threshold_of
+from cryosweep.fourier import gaussian_filter, high_pass, low_pass
+from cryosweep.fulcrum import interface
+from cryosweep.io import read_map, read_marker, read_particles, write_map
+from cryosweep.mask import (
+    centre_of_mass,
+    difference,
+    dilate,
+    erode,
+    intersection,
+    inverted,
+    soft_mask,
+    spherical_mask,
+    threshold_of,
+    union,
+)
 from cryosweep.reconstruction import HalfMaps, reconstruct_half_maps
 from cryosweep.resolution import crossing, five_curves
 from cryosweep.resolution import fsc as correlate
 from cryosweep.simulate import SimulationSettings, simulate
 from cryosweep.study.assessment import directional_fsc
+from cryosweep.subtraction import rest_of, subtracted
+from cryosweep.volume import Grid, flip_hand, resample, resize_box
 
 BOX, PIXEL, ORIGIN = 48, 7.0, (-30.0, 12.5, 4.0)
 SIMULATE = (
@@ -126,6 +140,131 @@ def test_a_mask_is_judged_at_the_resolution_given(here: Path, capsys: pytest.Cap
     )
 
 
+def test_holes_of_the_region_are_filled_when_told(here: Path) -> None:
+    shell = read_map(here / "map.mrc").data
+    shell = torch.where(shell > 0.9, 0.0, shell)
+    write_map(here / "shell.mrc", shell, pixel_size=PIXEL)
+    for name, option in (("hollow", ()), ("filled", ("--fill-holes",))):
+        assert run(*MASK, "shell.mrc", "-o", f"{name}.mrc", *option) == 0
+        expected = soft_mask(
+            shell, threshold=0.3, dilation_radius_px=1.5, soft_padding_width_px=20.0 / PIXEL,
+            holes_filled=name == "filled",
+        )  # fmt: skip
+        assert torch.equal(read_map(here / f"{name}.mrc").data, expected)
+    assert float(read_map(here / "hollow.mrc").data[BOX // 2 + 5, BOX // 2 - 3, BOX // 2 + 6]) < 1.0
+
+
+# ---- volume ----
+
+
+def test_operations_are_done_in_the_order_given(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = read_map(here / "map.mrc").data
+    steps = (
+        "--gaussian",
+        "1px",
+        "--threshold",
+        0.3,
+        "--fill-holes",
+        "--dilate",
+        "1.5px",
+        "--pad-softly",
+        "20A",
+    )
+    assert run("volume", "map.mrc", "-o", "made.mrc", *steps) == 0
+    base = gaussian_filter(source, sigma=PIXEL, pixel_size=PIXEL)
+    expected = soft_mask(
+        base, threshold=0.3, dilation_radius_px=1.5, soft_padding_width_px=20.0 / PIXEL, holes_filled=True
+    )
+    made = read_map(here / "made.mrc")
+    assert torch.equal(made.data, expected)
+    assert made.origin == pytest.approx(ORIGIN)
+    said = capsys.readouterr().out
+    assert "made.mrc: 48 px of 7 Å, first voxel at -30.00, 12.50, 4.00 Å\nvalues from 0 to 1\n" in said
+    outside = 1 - float((expected.double() * base).square().sum() / base.double().square().sum())
+    assert f"{outside:.0%} of the power of the map it was cut from lies outside" in said
+    assert f"mask: {float(expected.sum()) * PIXEL**3:.0f} Å^3" in said
+    assert "R1 warning: the soft padding is 20.0 Å (2.9 px); at least 70.0 Å" in said
+    # smoothing after the threshold is another thing than before it
+    assert run("volume", "map.mrc", "-o", "late.mrc", "--threshold", 0.3, "--gaussian", "1px") == 0
+    late = gaussian_filter((source > 0.3).float(), sigma=PIXEL, pixel_size=PIXEL)
+    assert torch.equal(read_map(here / "late.mrc").data, late)
+
+
+def test_every_operation_is_that_of_the_library(here: Path) -> None:
+    source = read_map(here / "half_a.mrc").data
+    write_map(here / "region.mrc", (source > 0.5).float(), pixel_size=PIXEL)
+    soft = spherical_mask(BOX, outer_px=12, inner_px=6, centre_px=(2, 2, -3))
+    write_map(here / "soft.mrc", soft, pixel_size=PIXEL)
+    write_map(here / "grid.mrc", torch.zeros(30, 30, 30), pixel_size=5.0, origin=(20.0, 31.0, 42.0))
+    region = source > 0.5
+    grid = Grid(BOX, PIXEL, (0.0, 0.0, 0.0))
+    ball = read_map(here / "map.mrc").data
+    percentile = float(np.quantile(source.numpy(), 0.999))
+    cases = {
+        ("half_a", "--low-pass", 30): low_pass(source, resolution=30, pixel_size=PIXEL, edge="centred"),
+        ("half_a", "--high-pass", 30): high_pass(source, resolution=30, pixel_size=PIXEL),
+        ("half_a", "--threshold", -0.1): source > -0.1,
+        ("half_a", "--threshold", "30%"): source > 0.3 * percentile,
+        ("region", "--erode", "1.5px"): erode(region, 1.5),
+        ("region", "--dilate", "14A"): dilate(region, 2.0),
+        ("region", "--and", "soft.mrc"): intersection(region.float(), soft),
+        ("region", "--or", "soft.mrc"): union(region.float(), soft),
+        ("region", "--and-not", "soft.mrc"): difference(region.float(), soft),
+        ("soft", "--invert"): inverted(soft),
+        ("half_a", "--clamp"): source.clamp(0, 1),
+        ("half_a", "--apply-mask", "soft.mrc"): source * soft,
+        ("half_a", "--flip-hand"): flip_hand(source),
+        ("half_a", "--box", 30): resize_box(source, grid, 30)[0],
+        ("half_a", "--pixel-size", 9.1): resample(source, grid, grid.with_pixel_size(9.1)),
+        ("map", "--onto", "grid.mrc"): resample(
+            ball, Grid(BOX, PIXEL, ORIGIN), Grid(30, 5.0, (20.0, 31.0, 42.0))
+        ),
+    }  # fmt: skip
+    used = {flag for _, flag, *_ in cases} | {"--gaussian", "--fill-holes", "--pad-softly"}
+    assert used == set(file_commands.volume.OPERATIONS)
+    for (name, *operation), expected in cases.items():
+        assert run("volume", f"{name}.mrc", "-o", "made.mrc", "--overwrite", *operation) == 0
+        assert torch.equal(read_map(here / "made.mrc").data, expected.float()), operation
+
+
+def test_density_stays_where_it_is_in_space(here: Path) -> None:
+    """The centre of the domain, in Å, through every change of the grid, and lengths in px follow the grid."""
+
+    def centre(name: str) -> list[float]:
+        made = read_map(here / name)
+        px = centre_of_mass(made.data.clamp_min(0.1) - 0.1) + made.data.shape[-1] // 2
+        return (px * made.pixel_size + torch.tensor(made.origin, dtype=torch.float64)).tolist()
+
+    before = centre("map.mrc")
+    for step in (("--box", 37), ("--box", 60), ("--pixel-size", 5.3)):
+        run("volume", "map.mrc", "-o", "made.mrc", "--overwrite", "--gaussian", "1px", *step)
+        assert centre("made.mrc") == pytest.approx(before, abs=0.3)
+        run("volume", "map.mrc", "-o", "onto.mrc", "--overwrite", "--gaussian", "1px", "--onto", "made.mrc")
+        assert centre("onto.mrc") == pytest.approx(before, abs=0.3)
+    steps = ("--pixel-size", 3.5, "--threshold", 0.3, "--dilate", "4px")
+    run("volume", "map.mrc", "-o", "made.mrc", "--overwrite", *steps)
+    grid = Grid(BOX, PIXEL, ORIGIN)
+    finer = resample(read_map(here / "map.mrc").data, grid, grid.with_pixel_size(3.5))
+    assert torch.equal(read_map(here / "made.mrc").data, dilate(finer > 0.3, 4.0).float())
+
+
+def test_what_is_said_of_a_mask_is_measured_on_it(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(*MASK, "map.mrc", "-o", "mask.mrc")
+    capsys.readouterr()
+    assert run("volume", "mask.mrc", "-o", "a.mrc", "--box", 40, "--resolution", 20) == 0
+    assert "as steep as a soft padding of" in capsys.readouterr().out
+    assert run("volume", "map.mrc", "-o", "b.mrc", "--threshold", 0.3, "--resolution", 20) == 0
+    said = capsys.readouterr().out
+    assert "hard edge" in said
+    assert "cuts through density" in said
+    assert run("volume", "half_a.mrc", "-o", "c.mrc", "--threshold", 1.0, "--pad-softly", "10px") == 0
+    assert "R6 warning: the mask base is not smooth" in capsys.readouterr().out
+    assert run("volume", "half_a.mrc", "-o", "d.mrc", "--low-pass", 40) == 0
+    assert "mask" not in capsys.readouterr().out
+    assert run("volume", "mask.mrc", "-o", "e.mrc", "--pixel-size", 10.0) == 0
+    assert "it must lie between 0 and 1" in capsys.readouterr().out
+
+
 # ---- fulcrum ----
 
 
@@ -151,6 +290,67 @@ def test_a_point_is_one_in_three_frames(here: Path, capsys: pytest.CaptureFixtur
         particles = argparse.Namespace(pixel_size=PIXEL, box_size=BOX)
         point = job._fulcrum(config, half_maps.half_a, job._Start(half_maps, ORIGIN), particles)
         torch.testing.assert_close(point, centre, rtol=0, atol=0.005 * PIXEL)
+
+
+@pytest.fixture
+def parts(here: Path) -> Path:
+    """A domain, the large part it sits on and a small one that it touches too."""
+    places = {
+        "domain": (6, (0, 0, 8)),
+        "carrier": (10, (0, 0, -8)),
+        "arm": (3, (9, 0, 8)),
+        "far": (4, (-15, 9, -9)),
+    }
+    for name, (radius, centre) in places.items():
+        ball = spherical_mask(BOX, outer_px=radius, inner_px=radius, centre_px=centre)
+        write_map(here / f"{name}.mrc", ball, pixel_size=PIXEL, origin=ORIGIN)
+        write_map(here / f"{name}_map.mrc", 3 * ball - 1, pixel_size=PIXEL, origin=ORIGIN)
+    return here
+
+
+def test_the_interface_is_that_of_the_library(parts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["domain", "arm", "carrier"]
+    regions = [read_map(parts / f"{name}.mrc").data > 0.5 for name in names]
+    expected = interface(regions[0], regions[1:], names=names[1:], pixel_size=PIXEL)
+    assert expected.carrier == 1
+    files = [f"{name}.mrc" for name in names]
+    assert run("fulcrum", "--interface", *files, "-o", "hinge.cmm", "--plot", "hinge.png") == 0
+    said = capsys.readouterr().out
+    rows = [[float(x) for x in row] for row in re.findall(r"^(\S+), (\S+), (\S+) (?:px|Å)", said, re.M)]
+    centre = expected.contact.centre
+    px = centre / PIXEL + BOX // 2
+    frame = px * PIXEL + torch.tensor(ORIGIN, dtype=torch.float64)
+    assert rows == [pytest.approx(row.tolist(), abs=0.006) for row in (px, frame, centre)]
+    assert read_marker(parts / "hinge.cmm") == pytest.approx(frame.tolist(), abs=1e-9)
+    assert (parts / "hinge.png").read_bytes().startswith(b"\x89PNG")
+    sd = ", ".join(f"{float(value):.2f}" for value in expected.contact.sd)
+    assert (
+        f"the contact with carrier.mrc: {expected.contact.voxels} voxels within 14 Å of both, of SD {sd}"
+        in said
+    )
+    assert f"with arm.mrc: {expected.voxels[0]} voxels" in said
+    # the marker leads back to the point, and maps with a threshold to that of the masks
+    assert run("fulcrum", "--marker", "hinge.cmm", "--map", "domain.mrc") == 0
+    assert capsys.readouterr().out.splitlines()[:3] == said.splitlines()[:3]
+    maps = [f"{name}_map.mrc" for name in names]
+    assert run("fulcrum", "--interface", *maps, "--threshold", 0.5) == 0
+    assert capsys.readouterr().out.splitlines()[0] == said.splitlines()[0]
+
+
+def test_what_is_no_interface_is_refused(parts: Path) -> None:
+    for command, message in (
+        (("domain.mrc", "far.mrc"), r"touches far\.mrc in 0 voxels only.*set a marker"),
+        (("domain.mrc",), "give the domain and at least one other part"),
+        (("domain_map.mrc", "carrier.mrc"), r"^domain_map\.mrc is a map and no mask .*give --threshold"),
+        (("domain.mrc", "carrier.mrc", "-o", "domain.mrc"), "is named twice"),
+        (("domain.mrc", "carrier.mrc", "-o", "map.mrc"), "exists already"),
+        (("domain.mrc", "carrier.mrc", "--plot", "a.bmp"), r"must end in \.png"),
+        (("domain.mrc", "nosuch.mrc"), "there is no such file"),
+    ):
+        with unchanged(parts), pytest.raises(ValueError, match=message):
+            run("fulcrum", "--interface", *command)
+    with unchanged(parts), pytest.raises(ValueError, match="--threshold belongs to --interface"):
+        run("fulcrum", "--mask", "domain.mrc", "--threshold", 3)
 
 
 def test_odd_boxes_have_their_centre_on_a_voxel(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -328,6 +528,90 @@ def test_an_interrupted_simulation_leaves_nothing(here: Path, monkeypatch: pytes
                 run(*SIMULATE, *arguments)
 
 
+# ---- subtract ----
+
+
+def test_subtracted_particles_are_those_of_the_library(
+    simulated: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With half maps given or made, and with both masks: the rest map times what is not kept."""
+    write_map(
+        here / "keep.mrc",
+        spherical_mask(BOX, outer_px=9, inner_px=5, centre_px=(-3, 1, -6)),
+        pixel_size=PIXEL,
+    )
+    write_map(here / "rest.mrc", spherical_mask(BOX, outer_px=21, inner_px=16), pixel_size=PIXEL)
+    assert run("reconstruct", simulated / "particles.star", "-o", "start") == 0
+    masks = ("--keep", "keep.mrc", "--remove", "rest.mrc")
+    star = simulated / "particles.star"
+    assert run("subtract", star, *masks, "-o", "made") == 0
+    assert (
+        run("subtract", star, *masks, "-o", "given", "--half-maps", "start_half_a.mrc", "start_half_b.mrc")
+        == 0
+    )
+    keep, rest_mask = (read_map(here / name).data for name in ("keep.mrc", "rest.mrc"))
+    halves = HalfMaps(*(read_map(here / f"start_half_{name}.mrc").data for name in "ab"), PIXEL)
+    particles = read_particles(star)
+    rest = rest_of(halves, rest_mask * (1.0 - keep), filter="fsc")
+    expected = subtracted(particles, rest, device=torch.device("cpu")).images(torch.arange(40))
+    for folder in ("made", "given"):
+        found = read_particles(here / folder / "particles.star")
+        torch.testing.assert_close(found.images(torch.arange(40)), expected, rtol=0, atol=1e-4)
+        assert torch.equal(read_map(here / folder / "mask.mrc").data, keep)
+    said = capsys.readouterr().out
+    assert re.search(r"left of it in the map of the subtracted images: \d+\.\d% of the power", said)
+
+
+def test_a_recentred_subtraction_comes_with_maps_in_its_frame(simulated: Path, here: Path) -> None:
+    """Reconstruction, mask, and where viewers show them: all in the box that the images are cut to."""
+    centre, size = (-3, 1, -6), 32
+    mask = spherical_mask(BOX, outer_px=9, inner_px=5, centre_px=centre)
+    write_map(here / "keep.mrc", mask, pixel_size=PIXEL, origin=ORIGIN)
+    cut = ("--recentre", "--box-size", size)
+    assert run("subtract", simulated / "particles.star", "--keep", "keep.mrc", *cut, "-o", "cut") == 0
+    particles = read_particles(here / "cut" / "particles.star")
+    assert particles.box_size == size
+    maps = reconstruct_half_maps(particles, particles.rotations, particles.shifts, device=torch.device("cpu"))
+    made = read_map(here / "cut" / "half_a.mrc")
+    inner = read_map(here / "cut" / "mask.mrc")
+    # the images are cut after their CTF has spread them, so that the two agree inside the mask alone
+    agreement = correlate(maps.half_a * inner.data, made.data * inner.data)
+    assert float(agreement[1:9].min()) > 0.9
+    expected = spherical_mask(size, outer_px=9, inner_px=5)
+    torch.testing.assert_close(inner.data, expected)
+    before = torch.tensor([BOX // 2 + x for x in centre]) * PIXEL + torch.tensor(ORIGIN)
+    after = torch.tensor([size // 2] * 3) * PIXEL + torch.tensor(inner.origin)
+    torch.testing.assert_close(before, after)
+
+
+def test_half_maps_that_do_not_belong_are_refused(simulated: Path, here: Path) -> None:
+    write_map(here / "keep.mrc", spherical_mask(BOX, outer_px=9, inner_px=5), pixel_size=PIXEL)
+    star = simulated / "particles.star"
+    assert run("reconstruct", star, "-o", "start") == 0
+    for name in "ab":
+        inverted = -read_map(here / f"start_half_{name}.mrc").data
+        write_map(here / f"dark_{name}.mrc", inverted, pixel_size=PIXEL)
+    table = star.read_text().replace("_rlnRandomSubset", "_rlnClassNumber")
+    (simulated / "no_halves.star").write_text(table)
+    halves = ("--half-maps", "start_half_a.mrc", "start_half_b.mrc")
+    exchanged = ("--half-maps", "start_half_b.mrc", "start_half_a.mrc")
+    twice = ("--half-maps", "start_half_b.mrc", "start_half_b.mrc")
+    dark = ("--half-maps", "dark_a.mrc", "dark_b.mrc")
+    for arguments, message in (
+        ((star, *exchanged, "--keep", "keep.mrc"), "the half-maps are exchanged"),
+        ((star, *twice, "--keep", "keep.mrc"), "both half maps are"),
+        ((star, *dark, "--keep", "keep.mrc"), "unfiltered half-maps of these"),
+        ((simulated / "no_halves.star", *halves, "--keep", "keep.mrc"), "no rlnRandomSubset, so which"),
+        ((star, *halves), "say what the mask means: --keep MASK"),
+        ((star, *halves, "--remove", "keep.mrc", "--recentre"), "--recentre needs --keep"),
+        ((star, *halves, "--keep", "keep.mrc", "--box-size", 64), "must be from 8 px up to the 48 px"),
+        ((star, *halves, "--keep", "keep.mrc", "--window", "0.9"), "give two numbers, for example 0.85,0.99"),
+    ):  # fmt: skip
+        with unchanged(here), pytest.raises(ValueError, match=re.escape(message)):
+            run("subtract", *arguments, "-o", "new")
+    (simulated / "no_halves.star").unlink()
+
+
 # ---- refusals ----
 
 
@@ -346,6 +630,25 @@ def test_an_interrupted_simulation_leaves_nothing(here: Path, monkeypatch: pytes
         ((*MASK, "map.mrc", "-o", "mask.mrc", "--smoothing=-1"), "^--smoothing: '-1' is negative"),
         ((*MASK, "map.mrc", "-o", "mask.mrc", "--resolution", 0), "^--resolution 0: must be above 0 Å"),
         ((*MASK, "map.mrc", "-o", "mask.mrc", "--threshold", 7), "lies above the threshold 7 .*lower the"),
+        (("volume", "map.mrc", "-o", "v.mrc"), "^no operation is given"),
+        (("volume", "nosuch.mrc", "-o", "v.mrc", "--clamp"), r"^nosuch\.mrc: there is no such file"),
+        (("volume", "map.mrc", "-o", "v.mrc", "--and", "nosuch.mrc"), r"^nosuch\.mrc: there is no such"),
+        (("volume", "map.mrc", "-o", "v.mrc", "--and", "half_a.mrc"), r"^half_a\.mrc: a mask holds values"),
+        (("volume", "map.mrc", "-o", "v.mrc", "--apply-mask", "ball.mrc"), r"^ball\.mrc has 24 px of 2 Å"),
+        (("volume", "map.mrc", "-o", "v.mrc", "--box", 24, "--or", "map.mrc"), r"^map\.mrc has 48 px of 7 Å"),
+        (("volume", "map.mrc", "-o", "v.mrc", "--dilate", "5q"), "^--dilate: '5q' is not a length"),
+        (("volume", "map.mrc", "-o", "v.mrc", "--low-pass", 0), "^--low-pass: a resolution must be above"),
+        (("volume", "map.mrc", "-o", "v.mrc", "--threshold", "x"), "^--threshold x: must be a number"),
+        (("volume", "map.mrc", "-o", "v.mrc", "--threshold", "nan"), "^--threshold nan: must be a number"),
+        (("volume", "map.mrc", "-o", "v.mrc", "--box", 7.5), r"^--box 7\.5: must be a whole number"),
+        (("volume", "map.mrc", "-o", "v.mrc", "--pixel-size", -2), "pixel size of -2 Å is not possible"),
+        (("volume", "half_a.mrc", "-o", "v.mrc", "--dilate", 5), "^--dilate needs a region of zeros and"),
+        (("volume", "half_a.mrc", "-o", "v.mrc", "--invert"), "^--invert needs a mask, but the values are -"),
+        (("volume", "map.mrc", "-o", "map.mrc", "--clamp", "--overwrite"), r"^map\.mrc is named twice"),
+        (
+            ("volume", "map.mrc", "-o", "v.mrc", "--clamp", "--resolution", 0),
+            "^--resolution 0: must be above",
+        ),
         (("fulcrum", "--px", "1,2,3"), "^--map is needed"),
         (("fulcrum", "--px", "1,2", "--map", "map.mrc"), "^--px 1,2: give three numbers"),
         (("fulcrum", "--px", "nan,2,3", "--map", "map.mrc"), "outside the 48 px box"),
@@ -416,7 +719,9 @@ def test_a_failed_write_leaves_none_of_the_files(
         run("reconstruct", simulated / "particles.star", "-o", "run")
 
 
-@pytest.mark.parametrize("command", ["mask", "fulcrum", "reconstruct", "fsc", "anisotropy", "simulate"])
+@pytest.mark.parametrize(
+    "command", ["mask", "volume", "fulcrum", "reconstruct", "fsc", "anisotropy", "simulate"]
+)
 def test_help_fits_a_screen_and_its_example_is_accepted(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

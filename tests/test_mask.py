@@ -1,25 +1,36 @@
 """Masks against brute force, closed forms and properties. Against RELION: test_relion_mask_fsc.py."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cryosweep import rules
+from cryosweep.fourier import frequency_radius, gaussian_filter, low_pass, multiply_spectrum
 from cryosweep.mask import (
     centre_of_mass,
-    density_outside,
+    density_on_edge,
+    difference,
     dilate,
+    edge_width_px,
     erode,
+    fill_holes,
+    fine_power,
+    intersection,
+    inverted,
     mask_radius_px,
-    measured_padding_px,
     minimum_soft_padding,
+    power_outside,
     soft_edge,
     soft_mask,
     spherical_mask,
     threshold_of,
+    union,
 )
+from cryosweep.simulate import DOMAINS, domain_labels, load_ribosome, render_domain
 
 
 def blob(box_size: int, *, seed: int = 3) -> torch.Tensor:
@@ -225,22 +236,203 @@ def test_minimum_soft_padding_is_in_whole_pixels() -> None:
         minimum_soft_padding(0.0, 1.4)
 
 
-@pytest.mark.parametrize("width", [4.0, 7.0, 12.0])
-def test_measured_padding_is_that_of_the_recipe(width: float) -> None:
-    ball = spherical_mask(64, outer_px=12.0, inner_px=12.0)
-    assert measured_padding_px(soft_edge(ball > 0.5, width)) == pytest.approx(width, abs=1.0)
+# ---- holes and set logic ----
 
 
-def test_measured_padding_of_a_hard_and_of_an_empty_mask_is_none() -> None:
-    assert measured_padding_px(spherical_mask(24, outer_px=6.0, inner_px=6.0)) == 0.0
-    assert measured_padding_px(torch.zeros(8, 8, 8)) == 0.0
+def flooded(region: torch.Tensor) -> torch.Tensor:
+    """Voxels outside `region` that a walk from face to face reaches from beyond the box."""
+    size = region.shape[0]
+    reached = torch.zeros_like(region)
+    todo = [
+        place for place in torch.nonzero(~region).tolist() if any(index in (0, size - 1) for index in place)
+    ]
+    while todo:
+        z, y, x = todo.pop()
+        if reached[z, y, x]:
+            continue
+        reached[z, y, x] = True
+        for axis in range(3):
+            for step in (-1, 1):
+                place = [z, y, x]
+                place[axis] += step
+                if 0 <= place[axis] < size and not region[tuple(place)]:
+                    todo.append(place)
+    return reached
 
 
-def test_density_outside_tells_a_mask_that_cuts_from_one_that_does_not() -> None:
-    """A ball of one density on a background of another: the mask that ends inside it cuts all of it."""
-    volume = 3.0 + 2.0 * spherical_mask(48, outer_px=14.0, inner_px=14.0)
-    inside = spherical_mask(48, outer_px=8.0, inner_px=8.0)
-    around = spherical_mask(48, outer_px=18.0, inner_px=14.0)
-    assert density_outside(volume, around) == pytest.approx(0.0, abs=1e-6)
-    assert density_outside(volume, inside) > 0.9
-    assert density_outside(volume, torch.ones_like(volume)) == 0.0
+@given(st.integers(0, 10_000), st.floats(min_value=0.3, max_value=0.8))
+@settings(max_examples=25, deadline=None)
+def test_holes_are_what_no_path_leads_to(seed: int, share: float) -> None:
+    """At these shares a random region has holes of many shapes; at the middle ones channels too."""
+    generator = torch.Generator().manual_seed(seed)
+    region = torch.rand(9, 9, 9, generator=generator) < share
+    assert torch.equal(fill_holes(region), ~flooded(region))
+
+
+def test_a_wall_of_corners_holds_and_a_channel_does_not() -> None:
+    region = torch.zeros(9, 9, 9, dtype=torch.bool)
+    region[4, 4, 4] = True
+    shell = dilate(region, 2.5) & ~dilate(region, 1.5)
+    assert torch.equal(fill_holes(shell), dilate(region, 2.5))
+    shell[:5, 4, 4] = False
+    assert torch.equal(fill_holes(shell), shell)
+
+
+def test_a_soft_mask_fills_holes_only_when_told() -> None:
+    base = (spherical_mask(24, outer_px=8, inner_px=8) > spherical_mask(24, outer_px=4, inner_px=4)).float()
+    made = {"threshold": 0.5, "dilation_radius_px": 2.0, "soft_padding_width_px": 3.0}
+    hollow, filled = soft_mask(base, **made), soft_mask(base, **made, holes_filled=True)
+    assert hollow[12, 12, 12] < 1.0
+    solid = soft_mask(spherical_mask(24, outer_px=8, inner_px=8), **made)
+    assert torch.equal(filled, solid)
+
+
+@given(regions, regions, st.floats(min_value=0.5, max_value=6.0))
+@settings(max_examples=25, deadline=None)
+def test_set_logic_of_regions_is_that_of_booleans_and_union_that_of_their_soft_masks(
+    first: torch.Tensor, second: torch.Tensor, width: float
+) -> None:
+    size = min(first.shape[0], second.shape[0])
+    first, second = first[:size, :size, :size], second[:size, :size, :size].flip(0)
+    a, b = first.double(), second.double()
+    assert torch.equal(intersection(a, b) > 0.5, first & second)
+    assert torch.equal(union(a, b) > 0.5, first | second)
+    assert torch.equal(difference(a, b) > 0.5, first & ~second)
+    assert torch.equal(inverted(a) > 0.5, ~first)
+    soft = [soft_edge(region, width, dtype=torch.float64) for region in (first, second, first | second)]
+    torch.testing.assert_close(union(soft[0], soft[1]), soft[2], rtol=0, atol=1e-12)
+    # De Morgan, with soft edges too
+    torch.testing.assert_close(
+        intersection(soft[0], soft[1]), inverted(union(inverted(soft[0]), inverted(soft[1])))
+    )
+
+
+# ---- what a mask does to a map ----
+
+
+@pytest.mark.parametrize("width", [4.0, 7.0, 8.0, 12.0, 17.0])
+def test_the_width_of_an_edge_is_read_off_its_steepest_place(width: float) -> None:
+    ball = spherical_mask(64, outer_px=9 + width, inner_px=9)
+    assert width - 1.5 < edge_width_px(ball) <= width
+    region = blob(12)
+    padded = torch.nn.functional.pad(region, [26] * 6)
+    assert width - 1.5 < edge_width_px(soft_edge(padded, width)) <= width
+    hard = spherical_mask(64, outer_px=12.0, inner_px=12.0)
+    assert width - 1.5 < edge_width_px(soft_edge(hard > 0.5, width)) <= width
+    assert edge_width_px(ball.round()) == edge_width_px(hard) == edge_width_px(torch.zeros(8, 8, 8)) == 0.0
+    assert edge_width_px(torch.full((8, 8, 8), 0.5)) == math.inf
+
+
+def test_power_of_fine_detail_is_that_of_its_waves() -> None:
+    """Two waves of power 9 and 1, and a constant, which counts for nothing."""
+    for size in (24, 25):
+        x = torch.arange(size, dtype=torch.float64) * (2 * math.pi / size)
+        coarse, fine = 3 * torch.cos(4 * x)[:, None, None], torch.cos(6 * x)[:, None] * torch.ones(size)
+        volume = 50 + coarse + fine
+        for finer_than, share in ((size * 2 / 5, 0.1), (size * 2 / 3, 1.0), (size * 2 / 7, 0.0)):
+            assert fine_power(volume, pixel_size=2.0, finer_than=finer_than) == pytest.approx(
+                share, abs=1e-12
+            )
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(24, 24, 24, generator=generator, dtype=torch.float64)
+    kept = low_pass(noise, resolution=16.0, pixel_size=2.0) - noise.mean()
+    radius = frequency_radius(24, dims=3, dtype=torch.float64, device="cpu")
+    far = multiply_spectrum(noise, (radius <= 3.0).double())
+    assert fine_power(noise, pixel_size=2.0, finer_than=1e-6) == 0.0
+    assert fine_power(kept, pixel_size=2.0, finer_than=48 / 5.01) == pytest.approx(0.0, abs=1e-12)
+    inside = far.var(correction=0) / noise.var(correction=0)  # Parseval
+    measured = 1 - fine_power(noise, pixel_size=2.0, finer_than=48 / 3.0)
+    assert measured == pytest.approx(float(inside), rel=1e-9)
+
+
+def test_density_on_the_edge_and_outside_of_a_mask() -> None:
+    density = torch.full((48, 48, 48), 2.0)
+    inner = spherical_mask(48, outer_px=12, inner_px=8)
+    assert density_on_edge(inner, density) == pytest.approx(1.0)
+    assert power_outside(inner, density) == pytest.approx(1 - float(inner.double().square().mean()))
+    ball = 2.0 * spherical_mask(48, outer_px=8, inner_px=8)
+    assert density_on_edge(spherical_mask(48, outer_px=20, inner_px=11), ball) == 0.0
+    assert power_outside(spherical_mask(48, outer_px=20, inner_px=11), ball) == 0.0
+    # an edge of which half lies in density has 1 / sqrt(2) of its root mean square
+    half = density.clone()
+    half[:24] = 0.0
+    assert density_on_edge(inner, half) == pytest.approx(1.0, rel=0.05)  # so has what is inside
+    half[:24][inner[:24] >= 0.99] = 2.0
+    assert density_on_edge(inner, half) == pytest.approx(math.sqrt(0.5), rel=0.05)
+    assert density_on_edge(torch.ones(8, 8, 8), torch.ones(8, 8, 8)) == 0.0
+    assert density_on_edge(inner, torch.zeros(48, 48, 48)) == 0.0
+    # a hard edge within a ball of density, and a soft one around it
+    inside = spherical_mask(48, outer_px=4, inner_px=4)
+    assert density_on_edge(inside, ball) == pytest.approx(1.0)
+    assert density_on_edge(spherical_mask(48, outer_px=12, inner_px=8), ball) < 0.05
+
+
+def test_check_mask_measures_the_edge_and_judges_the_base() -> None:
+    def check(mask: torch.Tensor, base: torch.Tensor | None = None, **more: Any) -> tuple[str, ...]:
+        found = rules.check_mask(mask, pixel_size=2.0, resolution=6.0, base=base, **more)
+        return tuple(map(str, found))
+
+    ball = spherical_mask(64, outer_px=16, inner_px=8)
+    wide, narrow = spherical_mask(64, outer_px=25, inner_px=9), spherical_mask(64, outer_px=15, inner_px=9)
+    smooth = gaussian_filter(ball, sigma=3.4, pixel_size=2.0)
+    assert check(wide) == check(wide, smooth) == ()
+    (steep,) = check(narrow)
+    assert "as steep as a soft padding of" in steep
+    assert steep.startswith("R1 warning")
+    assert "at least 30.0 Å (15 px)" in steep
+    width = float(steep.split("padding of ")[1].split(" Å")[0])
+    assert width == pytest.approx(12.0, rel=0.06)
+    (cut,) = check(narrow, torch.ones(64, 64, 64))
+    assert "as steep as a soft padding of" in cut
+    assert "and cuts through density: on it the map has 100% of its" in cut
+    (hard,) = check((narrow > 0.5).float(), torch.ones(64, 64, 64))
+    assert hard.startswith("R1 error: the mask has a hard edge and cuts through density")
+    # another map than the base may show what the edge cuts
+    (shown,) = check(narrow, smooth, density=torch.ones(64, 64, 64))
+    assert shown == cut
+    noise = torch.randn(64, 64, 64, generator=torch.Generator().manual_seed(3)) * 0.3
+    (rough,) = check(wide, ball + noise)
+    assert rough.startswith("R6 warning")
+    assert "detail finer than 18.0 Å, 3 times the resolution of 6.0 Å" in rough
+    assert "Gaussian of 3.4 Å or more" in rough
+    # judged at a coarser resolution than it is smooth for
+    assert check(wide, smooth, base_resolution=4.0) == ()
+    coarser = check(wide, gaussian_filter(ball + noise, sigma=3.4, pixel_size=2.0), base_resolution=18.0)
+    assert "detail finer than 54.0 Å" in coarser[0]
+
+
+def test_a_base_smoothed_as_advised_passes_and_a_raw_one_does_not(record_property) -> None:
+    """The whole ribosome and its head, cut out along its territory, at resolutions that a map may reach."""
+    structure, zero, pixel_size = load_ribosome(), torch.zeros(3), 3.5
+    density = sum(
+        render_domain(
+            domain.coordinates.float(),
+            domain.weights.float(),
+            box_size=96,
+            pixel_size=pixel_size,
+            centre=zero,
+        )
+        for domain in structure.domains.values()
+    )
+    assert isinstance(density, torch.Tensor)
+    head = domain_labels(structure, box_size=96, pixel_size=pixel_size) == 1 + DOMAINS.index("head")
+    wide = spherical_mask(96, outer_px=47, inner_px=1)
+    for resolution in (7.0, 9.0, 12.0):
+        (raw,) = rules.check_mask(
+            wide, pixel_size=pixel_size, resolution=8.0, base=density, base_resolution=resolution
+        )
+        sigma = float(str(raw).split("Gaussian of ")[1].split(" Å")[0])
+        smooth = gaussian_filter(density, sigma=sigma, pixel_size=pixel_size)
+        for name, base in (("whole", smooth), ("head", smooth * head)):
+            assert (
+                rules.check_mask(
+                    wide, pixel_size=pixel_size, resolution=8.0, base=base, base_resolution=resolution
+                )
+                == ()
+            )
+            share = fine_power(base, pixel_size=pixel_size, finer_than=3 * resolution)
+            record_property(f"fine_power_{name}_{resolution:g}", share)
+        record_property(
+            f"fine_power_raw_{resolution:g}",
+            fine_power(density, pixel_size=pixel_size, finer_than=3 * resolution),
+        )

@@ -42,8 +42,16 @@ def test_r1_asks_for_five_times_the_resolution() -> None:
 def test_r1_calls_a_hard_edge_through_density_an_error() -> None:
     at = {"resolution": 6.0, "pixel_size": 2.0}
     spoke(rules.soft_padding(0.0, **at), "R1", "warning", "hard edge")
-    spoke(rules.soft_padding(0.0, **at, cut_density=0.4), "R1", "error", "40% as strong")
+    spoke(rules.soft_padding(0.0, **at, cut_density=0.4), "R1", "error", "40% of its root mean square")
+    spoke(rules.soft_padding(0.0, **at, cut_density=0.25), "R1", "warning", "hard edge")
+    spoke(rules.soft_padding(20.0, **at, cut_density=0.4), "R1", "warning", "20.0 Å (10.0 px) and cuts")
     assert rules.soft_padding(30.0, **at, cut_density=0.4) is None
+
+
+def test_r1_grants_a_measured_edge_what_its_measurement_may_lack() -> None:
+    at = {"resolution": 6.0, "pixel_size": 2.0, "measured": True}
+    assert rules.soft_padding(25.0, **at) is None
+    spoke(rules.soft_padding(24.9, **at), "R1", "warning", "as steep as a soft padding of 24.9 Å (12.4 px)")
 
 
 def test_r2_suggests_room_to_tighten() -> None:
@@ -92,6 +100,12 @@ def test_r6_wants_a_base_that_is_smooth_at_the_resolution() -> None:
     # a Gaussian of 2 Å leaves exp(-2 pi^2 4 / 144) = 58 % at 12 Å
     spoke(rules.base_smoothness(2.0, resolution=12.0), "R6", "warning", "58%")
     spoke(rules.base_smoothness(0.0, resolution=4.0), "R6", "warning", "100%")
+
+
+def test_r6_wants_a_base_with_little_detail() -> None:
+    assert rules.base_detail(0.15, resolution=6.0) is None
+    # half the amplitude at 18 Å: exp(-2 pi^2 3.37^2 / 18^2) = 0.5
+    spoke(rules.base_detail(0.2, resolution=6.0), "R6", "warning", "20%", "18.0 Å", "Gaussian of 3.4 Å")
 
 
 def test_check_mask_names_what_is_wrong_and_what_to_do() -> None:
@@ -337,6 +351,18 @@ def test_r26_neighbours_in_the_mask() -> None:
 
 
 # ---- findings ----
+
+
+def test_r28_wants_a_b_factor_clearly_below_zero() -> None:
+    assert rules.b_factor(-90.0, 45.0) is None
+    spoke(rules.b_factor(-89.0, 45.0), "R28", "warning", "-89 ± 45 Å^2")
+    spoke(rules.no_b_factor("1 shells lie there"), "R28", "info", "1 shells lie there")
+
+
+def test_r29_wants_a_window_whose_noise_stays_below_the_threshold() -> None:
+    at = {"window": 60.0, "resolution": 8.5}
+    assert rules.local_window(0.5, 0.16, **at) is None
+    spoke(rules.local_window(0.143, 0.07, **at), "R29", "warning", "0.07 at 8.5 Å", "0.143", "60 Å")
 
 
 def test_findings_are_ordered_by_level_then_code() -> None:

@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 from cryosweep.fourier import half_plane, shift_phase
 from cryosweep.geometry import angle_between, random_rotations, rotation_from_vector, rotation_vector
+from cryosweep.likelihood import log_likelihood_quadratic
 from cryosweep.projector import make_reference, slices
 from cryosweep.search import (
     CONVERGED,
@@ -16,8 +17,11 @@ from cryosweep.search import (
     SearchResult,
     SearchSpace,
     confine,
+    informative_shell,
+    log_evidence,
     log_prior,
     plan_search,
+    posterior_draws,
     prior_quadratic,
     residual_shift,
     rotation_grid,
@@ -185,6 +189,9 @@ def test_extents_smaller_than_the_grid_step_can_be_searched_and_audited(scene, r
 
 def test_fulcrum_is_a_change_of_coordinates_alone(scene):
     """With extents that hold everything and no prior, the fulcrum changes no pose."""
+    reference, plane, anchor, truth, images, weights = scene
+    power = 0.2**2  # of the noise: whether a start has converged is judged in units of log-likelihood
+    scene = reference, plane, anchor, truth, images / power, weights / power
     near = run(scene, space(rotation=30.0, shift=8.0))
     far = run(scene, space(rotation=30.0, shift=8.0, lever=(2.0, -5.0, 4.0)))
     difference = torch.rad2deg(angle_between(near.poses.rotations, far.poses.rotations))
@@ -310,3 +317,94 @@ def test_grids_per_axis_fill_the_corners():
 def test_impossible_spaces_are_refused(field, value):
     with pytest.raises(ValueError, match="must"):
         space(**{field: value})
+
+
+def test_evidence_is_the_integral_of_the_posterior(generator):
+    """Against brute force on a lattice of 11^5 points, for a posterior as narrow as the lattice can hold."""
+    reference = make_reference(random_blobs(generator, radius=9).volume(BOX))
+    plane = half_plane(BOX, max_shell=8, dtype=torch.float64, device="cpu")
+    anchor = Poses(random_rotations(1, generator, dtype=torch.float64), torch.zeros(1, 2).double())
+    weights = torch.full((1, plane.k.shape[0]), 4.0, dtype=torch.float64)
+    noise = 0.5 * torch.randn(1, plane.k.shape[0], generator=generator, dtype=torch.complex128)
+    images = 4.0 * (slices(reference, anchor.rotations, plane) + noise)
+    where = space(rotation=20.0, shift=3.0)
+    plan = plan_search(
+        where, coarse_shell=4, band_shell=8, box_size=BOX, mask_radius_px=9.0, dtype=torch.float64,
+        device=torch.device("cpu"),
+    )  # fmt: skip
+    found = search_poses(
+        reference,
+        plane,
+        images=images,
+        weights=weights,
+        anchor=anchor,
+        current=anchor,
+        space=where,
+        plan=plan,
+    )
+    # the lattice in units of the posterior's own axes: 11 points from -4 to 4 standard deviations
+    root = torch.linalg.inv(torch.linalg.cholesky(found.curvature[0]).mT)
+    line = torch.linspace(-4, 4, 11, dtype=torch.float64)
+    points = torch.cartesian_prod(*[line] * 5) @ root.mT
+    rotations = rotation_from_vector(points[:, :3]) @ found.poses.rotations
+    shifts = found.poses.shifts_px + points[:, 3:]
+    total = torch.cat(
+        [
+            log_likelihood_quadratic(
+                reference, plane, images=images.expand(len(rows), -1), weights=weights.expand(len(rows), -1),
+                rotations=rotations[rows], shifts_px=shifts[rows],
+            ).value
+            for rows in torch.arange(len(points)).split(8192)
+        ]
+    )  # fmt: skip
+    cell = float(torch.linalg.det(root)) * float(line[1] - line[0]) ** 5
+    brute = float(torch.logsumexp(total, 0)) + math.log(cell)
+    laplace = float(log_evidence(found.log_posterior, found.curvature))
+    assert laplace == pytest.approx(brute, abs=0.3)  # of some 10 nats of volume
+    assert abs(laplace - float(found.log_posterior)) > 5
+
+
+def test_draws_have_the_mean_and_the_blur_of_the_posterior(generator):
+    """Averaged over draws a ramp of a shift is damped as the transform of its Gaussian says."""
+    count = 4000
+    poses = Poses(
+        torch.eye(3).double().expand(count, 3, 3), torch.tensor([[0.4, -0.2]]).double().expand(count, 2)
+    )
+    sd = torch.tensor([0.02, 0.03, 0.01, 0.8, 0.5], dtype=torch.float64)
+    covariance = torch.diag(sd.square()).expand(count, 5, 5)
+    drawn = posterior_draws(
+        poses, covariance, poses, space(rotation=60.0, shift=20.0), pairs=1, generator=generator
+    )
+    assert len(drawn) == 2
+    shifts = torch.stack([draw.shifts_px for draw in drawn])
+    assert_close(shifts.mean(dim=0), poses.shifts_px, atol=1e-12, rtol=0)
+    plane = half_plane(BOX, max_shell=6, dtype=torch.float64, device="cpu")
+    mean = shift_phase(plane, shifts - poses.shifts_px).mean(dim=(0, 1))
+    damping = torch.exp(-0.5 * (2 * math.pi / BOX) ** 2 * (plane.k.square() @ sd[3:].square()))
+    assert_close(mean.real, damping, atol=0.03, rtol=0)
+    turned = rotation_vector(torch.stack([draw.rotations for draw in drawn]))
+    assert_close(turned.std(dim=(0, 1)), sd[:3], rtol=0.05, atol=0)
+    narrow = space(rotation=1.0, shift=0.3)
+    held = posterior_draws(poses, covariance, poses, narrow, pairs=1, generator=generator)[0]
+    assert float(torch.rad2deg(rotation_vector(held.rotations).norm(dim=1)).max()) <= 1.0 + 1e-9
+    assert float((held.shifts_px - poses.shifts_px).norm(dim=1).max()) <= 0.3 + 1e-9
+
+
+def test_weak_images_are_searched_to_a_finer_band(scene):
+    reference, plane, anchor, _, _, weights = scene
+    bands = [
+        informative_shell(reference, plane, weights=weights * strength, rotations=anchor.rotations, least=4)
+        for strength in (1e3, 1e-9)
+    ]
+    assert bands == [4, 5]
+
+
+def test_a_grid_is_searched_peak_by_peak(scene):
+    """Points next to a better one are no starts of their own."""
+    plan = plan_of(space())
+    steps = torch.cdist(plan.vectors, plan.vectors)
+    near = steps[torch.arange(len(steps))[:, None], plan.neighbours]
+    nearest = steps[steps > 1e-9].min()
+    assert float(near.max()) < 1.3 * float(nearest)
+    inner = plan.vectors.norm(dim=1).argmin()
+    assert len(set(plan.neighbours[inner].tolist())) == 15  # itself, 8 at one step, 6 at 1.155

@@ -8,12 +8,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cryosweep.file_commands import anisotropy, fsc, fulcrum, mask, reconstruct, simulate
+from cryosweep.file_commands import (
+    anisotropy,
+    fsc,
+    fulcrum,
+    local_resolution,
+    mask,
+    reconstruct,
+    segment,
+    sharpen,
+    simulate,
+    subtract,
+    volume,
+)
 
 if TYPE_CHECKING:
     from cryosweep.commands import Commands
 
-COMMANDS = (mask, fulcrum, reconstruct, fsc, anisotropy, simulate)
+COMMANDS = (
+    segment, mask, volume, fulcrum, subtract, reconstruct, fsc, anisotropy, sharpen, local_resolution,
+    simulate,
+)  # fmt: skip
 
 
 def add_parsers(commands: Commands) -> None:

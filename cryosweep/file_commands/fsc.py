@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 from cryosweep.commands import add_command, say
 from cryosweep.file_commands.shared import (
     add_output,
+    add_plot,
     check_outputs,
+    check_plot,
     check_same_grid,
+    read_half_maps,
     read_mask_file,
-    read_volume,
     seeded,
     shown_progress,
 )
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from cryosweep.resolution import FscCurves
 
 THRESHOLDS = (0.143, 0.5)
-PLOT_SUFFIXES = (".png", ".pdf", ".svg")
 
 
 def add_parser(commands: Commands) -> None:
@@ -42,7 +43,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("half_b", type=Path, help="the other one")
     parser.add_argument("--mask", type=Path, help="mask (MRC) on the grid of the half maps")
     add_output(parser, "table of the curves (CSV), one row a shell")
-    parser.add_argument("--plot", type=Path, help=f"figure of the curves ({', '.join(PLOT_SUFFIXES)})")
+    add_plot(parser, "the curves")
     parser.add_argument("--seed", type=int, default=0, help="of the random phases (default: %(default)s)")
     parser.set_defaults(function=fsc)
 
@@ -59,15 +60,11 @@ def fsc(arguments: argparse.Namespace) -> int:
     from cryosweep.study.review import review_curves
 
     plot: Path | None = arguments.plot
-    if plot is not None and plot.suffix.lower() not in PLOT_SUFFIXES:
-        raise ValueError(f"--plot {plot}: the name must end in {', '.join(PLOT_SUFFIXES)}")
+    check_plot(plot)
     outputs = [path for path in (arguments.output, plot) if path is not None]
     inputs = [path for path in (arguments.half_a, arguments.half_b, arguments.mask) if path is not None]
     check_outputs(outputs, inputs, overwrite=arguments.overwrite)
-    if arguments.half_a.resolve() == arguments.half_b.resolve():
-        raise ValueError(f"{arguments.half_b}: both half maps are this file; give one of each half set")
-    a, b = read_volume(arguments.half_a), read_volume(arguments.half_b)
-    check_same_grid(arguments.half_b, b, arguments.half_a, a)
+    a, b = read_half_maps(arguments.half_a, arguments.half_b)
     box_size, pixel_size = int(a.data.shape[-1]), a.pixel_size
     found: FscCurves | None = None
     chosen: Map | None = None

@@ -41,6 +41,7 @@ def add_parser(commands: Commands) -> None:
         default="absolute",
         help="map units, or a fraction of the 99.9th percentile of the map (default: %(default)s)",
     )
+    parser.add_argument("--fill-holes", action="store_true", help="add what the region encloses")
     parser.add_argument("--dilation-radius", required=True, metavar="LENGTH", help="Å as 7 or 7A, or 5px")
     parser.add_argument(
         "--soft-padding-width",
@@ -95,8 +96,11 @@ def mask(arguments: argparse.Namespace) -> int:
             threshold=threshold,
             dilation_radius_px=dilation / pixel_size,
             soft_padding_width_px=padding / pixel_size,
+            holes_filled=arguments.fill_holes,
         )
-        findings = check_mask(made, pixel_size=pixel_size, resolution=resolution, soft_padding_width=padding)
+        findings = check_mask(
+            made, pixel_size=pixel_size, resolution=resolution, soft_padding_width=padding, base=base
+        )
         write_map(output, made, pixel_size=pixel_size, origin=source.origin)
     total = float(made.double().sum())
     half = box_size // 2

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shutil
+import tempfile
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +24,8 @@ Vector = tuple[float, float, float]
 # Headers are rounded: maps on one grid may differ by this share in pixel size and by this many px in origin.
 SAME_PIXEL_SIZE = 1e-3
 SAME_ORIGIN_PX = 0.5
+
+PLOT_SUFFIXES = (".png", ".pdf", ".svg")
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,19 @@ def numbers(vector: Vector) -> str:
     return ", ".join(f"{value:.2f}" for value in vector)
 
 
+def point_of(flag: str, text: str) -> Vector:
+    """The point x,y,z given to `flag`.
+
+    Raises:
+        ValueError: it is not three numbers.
+    """
+    try:
+        x, y, z = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ValueError(f"{flag} {text}: give three numbers, for example 44.5,40.8,33.2") from error
+    return x, y, z
+
+
 def check_file(path: Path) -> None:
     """Refuse a path without a file.
 
@@ -137,6 +154,15 @@ def read_volume(path: Path) -> Map:
     for note in map.notes:
         say(f"note: {note}")
     return map
+
+
+def read_half_maps(path_a: Path, path_b: Path) -> tuple[Map, Map]:
+    """Two half maps, refused if they are one file or of different boxes."""
+    if path_a.resolve() == path_b.resolve():
+        raise ValueError(f"{path_b}: both half maps are this file; give one of each half set")
+    a, b = read_volume(path_a), read_volume(path_b)
+    check_same_grid(path_b, b, path_a, a)
+    return a, b
 
 
 def read_mask_file(path: Path) -> Map:
@@ -163,6 +189,21 @@ def check_same_grid(path: Path, map: Map, other_path: Path, other: Map) -> None:
         )
 
 
+def add_plot(parser: argparse.ArgumentParser, of: str) -> None:
+    """Add a figure."""
+    parser.add_argument("--plot", type=Path, help=f"figure of {of} ({', '.join(PLOT_SUFFIXES)})")
+
+
+def check_plot(path: Path | None) -> None:
+    """Refuse a name for a figure that says no format of figures.
+
+    Raises:
+        ValueError: it ends in none of `PLOT_SUFFIXES`.
+    """
+    if path is not None and path.suffix.lower() not in PLOT_SUFFIXES:
+        raise ValueError(f"--plot {path}: the name must end in {', '.join(PLOT_SUFFIXES)}")
+
+
 def check_outputs(outputs: Sequence[Path], inputs: Sequence[Path], *, overwrite: bool) -> None:
     """Refuse names that cannot be written to, that hold something, or that are read."""
     for number, path in enumerate(outputs):
@@ -174,3 +215,29 @@ def check_outputs(outputs: Sequence[Path], inputs: Sequence[Path], *, overwrite:
             raise ValueError(f"{path} is named twice; give each output a name of its own")
         if path.exists() and not overwrite:
             raise ValueError(f"{path} exists already; give another name, or --overwrite to replace it")
+
+
+@contextmanager
+def filling(folder: Path, *, overwrite: bool) -> Generator[Path]:
+    """A folder to write into, whose files move to `folder` at the end, or vanish after an error.
+
+    Raises:
+        ValueError: `folder` cannot be made or holds something.
+    """
+    if not folder.parent.is_dir():
+        raise ValueError(f"{folder}: the folder {folder.parent} does not exist; make it first")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; give the name of a folder")
+    is_new = not folder.exists()
+    if not is_new and any(folder.iterdir()) and not overwrite:
+        raise ValueError(f"{folder} is not empty; give another folder, or --overwrite to replace files in it")
+    folder.mkdir(exist_ok=True)
+    making = Path(tempfile.mkdtemp(prefix=".making_", dir=folder))
+    try:
+        yield making
+        for path in making.iterdir():
+            path.replace(folder / path.name)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+        if is_new and not any(folder.iterdir()):
+            folder.rmdir()

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import shutil
-import tempfile
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cryosweep.commands import add_command, say
-from cryosweep.file_commands.shared import add_device, add_output, chosen_device, shown_progress
+from cryosweep.file_commands.shared import add_device, add_output, chosen_device, filling, shown_progress
 
 if TYPE_CHECKING:
     from cryosweep.commands import Commands
@@ -60,7 +56,7 @@ def simulate(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
     )
     device = chosen_device(arguments.device)
-    with shown_progress() as progress, _filling(folder, overwrite=arguments.overwrite) as making:
+    with shown_progress() as progress, filling(folder, overwrite=arguments.overwrite) as making:
         progress.start(settings.particles, "simulating")
         data = simulate_particles(settings, making, device=device, advance=progress.advance)
     say(f"{folder}: {settings.particles} images of {settings.box_size} px, {settings.pixel_size:g} Å per px")
@@ -70,29 +66,3 @@ def simulate(arguments: argparse.Namespace) -> int:
     )
     say("truth_*.star, truth_*.mrc, domains.mrc, simulation.json: true poses, densities and settings")
     return 0
-
-
-@contextmanager
-def _filling(folder: Path, *, overwrite: bool) -> Generator[Path]:
-    """A folder to write into, whose files move to `folder` at the end, or vanish after an error.
-
-    Raises:
-        ValueError: `folder` cannot be made or holds something.
-    """
-    if not folder.parent.is_dir():
-        raise ValueError(f"{folder}: the folder {folder.parent} does not exist; make it first")
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; give the name of a folder")
-    is_new = not folder.exists()
-    if not is_new and any(folder.iterdir()) and not overwrite:
-        raise ValueError(f"{folder} is not empty; give another folder, or --overwrite to replace files in it")
-    folder.mkdir(exist_ok=True)
-    making = Path(tempfile.mkdtemp(prefix=".making_", dir=folder))
-    try:
-        yield making
-        for path in making.iterdir():
-            path.replace(folder / path.name)
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
-        if is_new and not any(folder.iterdir()):
-            folder.rmdir()

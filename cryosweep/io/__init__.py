@@ -1,7 +1,7 @@
-"""The only code that opens data files: maps (MRC), particles (STAR and stacks) and markers (.cmm)."""
+"""The only code that opens data files: maps, particles, markers, Segger files and ChimeraX scripts."""
 
 from cryosweep.io.maps import Map, box_centre, open_stack_for_writing, read_map, write_map
-from cryosweep.io.markers import read_marker
+from cryosweep.io.markers import read_marker, write_marker
 from cryosweep.io.particles import (
     CtfDamping,
     Particles,
@@ -23,5 +23,6 @@ __all__ = [
     "read_particles",
     "read_views",
     "write_map",
+    "write_marker",
     "write_particles",
 ]

@@ -41,6 +41,13 @@ class Map:
     origin: tuple[float, float, float]
     notes: tuple[str, ...] = ()
 
+    def to_px(self, point: tuple[float, float, float]) -> tuple[float, float, float]:
+        """A point (x, y, z) of Å in the frame of the map, in px from the middle of voxel [0, 0, 0]."""
+        x, y, z = (
+            (value - offset) / self.pixel_size for value, offset in zip(point, self.origin, strict=True)
+        )
+        return x, y, z
+
 
 def read_map(path: Path) -> Map:
     """Map of an MRC or CCP4 file, plain or compressed with gzip or bzip2.
@@ -128,6 +135,37 @@ def write_map(
             file.voxel_size = pixel_size
             file.header.origin = origin
             file.header.label[0] = _LABEL  # instead of the time of writing: equal maps give equal files
+
+
+def write_labels(
+    path: Path, labels: Tensor, *, pixel_size: float, origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
+) -> None:
+    """Write a map of whole numbers, an index map for ChimeraX; the file appears whole or not at all.
+
+    Args:
+        path: an existing file is replaced.
+        labels: (d, d, d) integers from 0 to 65535, written as int16 if they fit, else as uint16.
+        pixel_size: Å.
+        origin: x, y, z in Å of voxel [0, 0, 0].
+
+    Raises:
+        ValueError: `labels` is not a cube or out of range, or `pixel_size` is not above 0.
+    """
+    if labels.dim() != 3 or len(set(labels.shape)) != 1:
+        raise ValueError(f"{path}: a map must be a cube, not of shape {tuple(labels.shape)}.")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high > 65535:
+        raise ValueError(f"{path}: labels from {low} to {high} do not fit in the 16 bits of an MRC file.")
+    _check_pixel_size(pixel_size, path)
+    kind = np.int16 if high <= 32767 else np.uint16
+    with replacing(path) as temporary:
+        file: Any = mrcfile.new(temporary, overwrite=True)
+        with file:
+            file.set_data(labels.detach().cpu().numpy().astype(kind))
+            file.set_volume()
+            file.voxel_size = pixel_size
+            file.header.origin = origin
+            file.header.label[0] = _LABEL
 
 
 def box_centre(map: Map) -> tuple[float, float, float]:

@@ -18,6 +18,7 @@ from cryosweep.fourier import cut_cube, even_fft_size, frequency_radius, shell_c
 from cryosweep.mask import centre_of_mass, mask_radius_px
 from cryosweep.reconstruction import HalfMaps
 from cryosweep.resolution import FscCurves, area_sd, band_shells, crossing, five_curves, fsc, fsc_area
+from cryosweep.sharpening import Sharpened, guinier_columns
 from cryosweep.simulate import (
     Domain,
     DomainTruth,
@@ -242,4 +243,11 @@ def curve_table(
         columns |= {"truth": truth.curve, "start_truth": start_truth.curve}
     table = pd.DataFrame({name: curve.cpu().numpy() for name, curve in columns.items()})
     table.insert(0, "shell", np.arange(len(table)))
+    return table
+
+
+def guinier_table(sharpened: Sharpened) -> pd.DataFrame:
+    """Table of a Guinier plot, one row a shell: 1/d^2 (1/Å^2) and ln amplitudes."""
+    table = pd.DataFrame({name: column.cpu().numpy() for name, column in guinier_columns(sharpened).items()})
+    table.insert(0, "shell", table.index.to_numpy())
     return table

@@ -16,7 +16,7 @@ from cryosweep.accuracy import needed_step, pose_certainty
 from cryosweep.anisotropy import ConicalFsc, sampling_compensation
 from cryosweep.geometry import moves_about
 from cryosweep.io.particles import Particles
-from cryosweep.mask import centre_of_mass, density_outside
+from cryosweep.mask import centre_of_mass
 from cryosweep.reconstruction import HalfMaps
 from cryosweep.refinement import Refinement, RefinementSettings
 from cryosweep.resolution import FscCurves, crossing, effective_samples
@@ -29,16 +29,18 @@ class MaskOrigin:
     """How an aligning mask was made, as far as it is known.
 
     Attributes:
-        padding: Å, of the soft edge, as made or as measured.
+        padding: Å, of the soft edge, or None for a finished mask, of which it is measured.
         dilation: Å, or None for a finished mask.
         smoothing: Å, sigma of the Gaussian over its base, or None where the base came as it is.
         region_volume: Å^3 of the region before dilation; of a finished mask all that it encloses.
+        base: (d, d, d), the map it was cut from, or None for a finished mask.
     """
 
-    padding: float
+    padding: float | None
     dilation: float | None
     smoothing: float | None
     region_volume: float
+    base: Tensor | None = None
 
 
 def review_setup(
@@ -49,7 +51,7 @@ def review_setup(
 
     Args:
         mask: (d, d, d) that aligns.
-        start: (d, d, d) mean of the starting half-maps.
+        start: (d, d, d) mean of the starting half-maps, smoothed: what the edge of a finished mask may cut.
         particles: with their half-sets.
         fulcrum: (3,) Å from the box centre.
         settings: of the refinement.
@@ -64,7 +66,9 @@ def review_setup(
         (
             *rules.check_mask(
                 mask, pixel_size=pixel_size, resolution=resolution, soft_padding_width=made.padding,
-                cut_density=density_outside(start, mask),
+                density=start if made.base is None else made.base, base=made.base,
+                # the finest that may be reached: what is rough for that is rough for anything coarser
+                base_resolution=settings.max_resolution or 2.0 * pixel_size,
             ),
             None if made.dilation is None else rules.dilation(made.dilation),
             rules.extent_in_sigma(settings.rotation_extent, settings.rotation_prior, what="rotation"),

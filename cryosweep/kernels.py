@@ -1,0 +1,180 @@
+"""The two inner loops of a refinement as single functions of plain arrays, for `torch.compile` to fuse.
+
+Reading slices with their derivatives, and writing slices, take nearly all of the time. Run eagerly, each
+operation passes over memory by itself; `cryosweep.likelihood` and `cryosweep.projector` do what can be done
+about that. Compiled, a sample is read, used and summed in registers: on a CPU the compiler makes one loop of
+each function, on a GPU one Triton kernel, from this same source.
+
+Compiling takes half a minute the first time and pays for long jobs only, so it is the caller's choice.
+Everything that changes from call to call is an argument with a symbolic size, so that one compilation serves
+all bands and boxes.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+# Row and column of the entries of a symmetric 5 x 5 matrix, in the order of `quadratic_sums`.
+PAIRS = tuple((a, b) for a in range(5) for b in range(a, 5))
+
+
+def quadratic_sums(
+    table: Tensor, k: Tensor, images: Tensor, weights: Tensor, owner: Tensor, rotations: Tensor,
+    shifts_px: Tensor, side: int, pad: int, box_size: int,
+) -> Tensor:  # fmt: skip
+    """Log-likelihood at b poses with gradient and curvature; formulas in `cryosweep.likelihood`.
+
+    Args:
+        table: (side^3, 2) transform of the map, real and imaginary parts.
+        k: (K, 2) integer frequencies.
+        images: (n, K' , 2) Y, K' >= K, contiguous.
+        weights: (n, K') W, contiguous.
+        owner: (b,) image of each pose.
+        rotations: (b, 3, 3).
+        shifts_px: (b, 2).
+        side: points along an edge of the cube.
+        pad: points of the cube per shell.
+        box_size: px.
+
+    Returns:
+        (b, 21): the value, 5 of the gradient, 15 of the upper half of the curvature by rows.
+    """
+    kx, ky = k[:, 0], k[:, 1]
+    r = [[rotations[:, i, j, None] for j in range(3)] for i in range(3)]
+    half = side // 2
+    x, y, z = (pad * (r[0][axis] * kx + r[1][axis] * ky) + half for axis in range(3))
+    cell_x, cell_y, cell_z = x.floor(), y.floor(), z.floor()
+    index = (cell_z.int() * side + cell_y.int()) * side + cell_x.int()
+    x, y, z = x - cell_x, y - cell_y, z - cell_z
+
+    def interpolate(part: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Value and derivative, in the frame of the view, of the trilinear form."""
+        low, high = index, index + side * side
+        v000, v001, v010, v011 = (part[low + step] for step in (0, 1, side, side + 1))
+        v100, v101, v110, v111 = (part[high + step] for step in (0, 1, side, side + 1))
+        d00, d01, d10, d11 = v001 - v000, v011 - v010, v101 - v100, v111 - v110
+        a00, a01, a10, a11 = v000 + x * d00, v010 + x * d01, v100 + x * d10, v110 + x * d11
+        d0, d1 = a01 - a00, a11 - a10
+        b0, b1 = a00 + y * d0, a10 + y * d1
+        along_x0, along_x1 = d00 + y * (d01 - d00), d10 + y * (d11 - d10)
+        gradient = (along_x0 + z * (along_x1 - along_x0), d0 + z * (d1 - d0), b1 - b0)
+        turned = [pad * (row[0] * gradient[0] + row[1] * gradient[1] + row[2] * gradient[2]) for row in r]
+        return b0 + z * (b1 - b0), turned
+
+    real, slope_real = interpolate(table[:, 0])
+    imaginary, slope_imaginary = interpolate(table[:, 1])
+    ramp = (2.0 * math.pi / box_size) * (shifts_px[:, 0, None] * kx + shifts_px[:, 1, None] * ky)
+    cosine, sine = torch.cos(ramp), torch.sin(ramp)
+    place = owner[:, None] * weights.shape[1] + torch.arange(k.shape[0], device=k.device)
+    weight = weights.view(-1)[place]
+    image_real, image_imaginary = (images.view(-1, 2)[:, part][place] for part in (0, 1))
+    centred_real = image_real * cosine - image_imaginary * sine
+    centred_imaginary = image_real * sine + image_imaginary * cosine
+    left_real = centred_real - weight * real
+    left_imaginary = centred_imaginary - weight * imaginary
+
+    wave = 2.0 * math.pi / box_size
+    jacobian = [
+        (-slope_real[2] * ky, -slope_imaginary[2] * ky),
+        (slope_real[2] * kx, slope_imaginary[2] * kx),
+        (slope_real[0] * ky - slope_real[1] * kx, slope_imaginary[0] * ky - slope_imaginary[1] * kx),
+        (wave * imaginary * kx, -wave * real * kx),
+        (wave * imaginary * ky, -wave * real * ky),
+    ]
+    sums = [(real * (centred_real + left_real) + imaginary * (centred_imaginary + left_imaginary)).sum(1)]
+    sums += [2.0 * (a * left_real + b * left_imaginary).sum(1) for a, b in jacobian]
+    for first, second in PAIRS:
+        (a, b), (c, d) = jacobian[first], jacobian[second]
+        sums.append(2.0 * (weight * (a * c + b * d)).sum(1))
+    return torch.stack(sums, dim=1)
+
+
+def insert_sums(
+    numerator: Tensor, weight: Tensor, values: Tensor, weights: Tensor, rotations: Tensor, k: Tensor,
+    side: int, pad: int,
+) -> None:  # fmt: skip
+    """Add slices to a cube, each sample to the 8 corners of its cell, in place.
+
+    Args:
+        numerator: (2, side^3) real and imaginary parts.
+        weight: (side^3,).
+        values: (b, K, 2).
+        weights: (b, K).
+        rotations: (b, 3, 3).
+        k: (K, 2).
+        side: points along an edge of the cube.
+        pad: points of the cube per shell.
+    """
+    kx, ky = k[:, 0], k[:, 1]
+    half = side // 2
+    x, y, z = (
+        pad * (rotations[:, 0, axis, None] * kx + rotations[:, 1, axis, None] * ky) + half
+        for axis in range(3)
+    )
+    cell_x, cell_y, cell_z = x.floor(), y.floor(), z.floor()
+    index = (cell_z.long() * side + cell_y.long()) * side + cell_x.long()
+    x, y, z = x - cell_x, y - cell_y, z - cell_z
+    for corner in range(8):
+        share = (z if corner & 4 else 1 - z) * (y if corner & 2 else 1 - y) * (x if corner & 1 else 1 - x)
+        place = index + ((corner >> 2) * side * side + (corner >> 1 & 1) * side + (corner & 1))
+        numerator[0].index_put_((place,), values[..., 0] * share, accumulate=True)
+        numerator[1].index_put_((place,), values[..., 1] * share, accumulate=True)
+        weight.index_put_((place,), weights * share, accumulate=True)
+
+
+@cache
+def compiled_quadratic_sums() -> Callable[..., Tensor]:
+    """`quadratic_sums`, compiled for any sizes."""
+    return torch.compile(quadratic_sums, dynamic=True)
+
+
+@cache
+def compiled_insert_sums() -> Callable[..., None]:
+    """`insert_sums`, compiled for any sizes."""
+    return torch.compile(insert_sums, dynamic=True)
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether both functions compile here and give what they give eagerly; if not, the log says why.
+
+    A compiler that is missing, or one that a PyTorch release does not know, shows only when it is used.
+    """
+    try:
+        return _compiles(device)
+    except Exception as error:
+        log.warning(
+            "compute.compile: the kernels cannot be compiled here (%s); they run uncompiled, a few times "
+            "slower", str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
+        )  # fmt: skip
+        return False
+
+
+@cache
+def _compiles(device: torch.device) -> bool:
+    side, pad, box_size = 9, 1, 6
+    seeded = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=seeded).to(device)
+
+    k = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], device=device)
+    rotations = torch.linalg.qr(drawn(2, 3, 3)).Q
+    read = (drawn(side**3, 2), k, drawn(3, 4, 2), drawn(3, 4).abs(), torch.tensor([2, 0], device=device))
+    pose = (rotations, drawn(2, 2))
+    expected = quadratic_sums(*read, *pose, side, pad, box_size)
+    found = compiled_quadratic_sums()(*read, *pose, side, pad, box_size)
+    values, weights = drawn(2, 3, 2), drawn(2, 3).abs()
+    cubes = [(torch.zeros(2, side**3, device=device), torch.zeros(side**3, device=device)) for _ in range(2)]
+    insert_sums(*cubes[0], values, weights, rotations, k, side, pad)
+    compiled_insert_sums()(*cubes[1], values, weights, rotations, k, side, pad)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(cubes[1], cubes[0], rtol=1e-4, atol=1e-4)
+    return True

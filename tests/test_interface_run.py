@@ -1,0 +1,162 @@
+"""What a job makes of fulcrum=interface and mask.fill_holes, and the marker that every run leaves."""
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cryosweep import app, composition, job
+from cryosweep.config import JobConfig
+from cryosweep.fulcrum import contact
+from cryosweep.io import read_map, read_marker, write_map
+from cryosweep.mask import soft_mask, spherical_mask
+from cryosweep.reconstruction import HalfMaps
+from cryosweep.simulate import DOMAINS, Truth, domain_labels, load_ribosome
+
+BOX, PIXEL, ORIGIN = 64, 5.25, (-30.0, 12.5, 4.0)
+SMALL = (f"data.box_size={BOX}", f"data.pixel_size={PIXEL}", "refinement.initial_lowpass=20")
+PARTICLES = argparse.Namespace(pixel_size=PIXEL, box_size=BOX)
+
+
+def plan(*overrides: str) -> JobConfig:
+    (config,) = composition.make_plan([*SMALL, *overrides], multirun=False).jobs
+    return config
+
+
+def ball(radius: float, centre: tuple[float, float, float]) -> torch.Tensor:
+    return spherical_mask(BOX, outer_px=radius, inner_px=radius, centre_px=centre)
+
+
+def found(
+    config: JobConfig, consensus: torch.Tensor, mask: torch.Tensor, truth: Truth | None = None
+) -> tuple[torch.Tensor, str]:
+    """The fulcrum of a job whose half maps are both `consensus`, and its note."""
+    data = job._Data(PARTICLES, truth, "")
+    start = job._Start(HalfMaps(consensus, consensus, PIXEL), ORIGIN)
+    base = job._mask_base(config, data, start, torch.device("cpu"))
+    return job._interface(config, config.fulcrum, data, start, base, mask, torch.device("cpu"))
+
+
+def test_labelled_domains_are_cut_from_the_consensus_and_lead_to_the_hinge() -> None:
+    """The head on the foot, in noise-free density: the carrier of the model, and a place near its hinge."""
+    structure = load_ribosome()
+    labels = domain_labels(structure, box_size=BOX, pixel_size=PIXEL)
+    density = (domain_labels(structure, box_size=BOX, pixel_size=PIXEL, reach=5.0) > 0).float()
+    truth = Truth({}, labels, BOX, PIXEL)
+    config = plan("fulcrum=interface", "mask_base.name=head", "mask_base.smoothing=0", "mask.threshold=0.5")
+    point, note = found(config, density, density, truth)
+    head, foot = ((density > 0.5) & (labels == 1 + DOMAINS.index(name)) for name in ("head", "foot"))
+    expected = contact(head, foot, pixel_size=PIXEL)
+    torch.testing.assert_close(point, expected.centre)
+    sd = ", ".join(f"{float(value):.1f}" for value in expected.sd)
+    assert note == (
+        f"The fulcrum is the contact with foot: {expected.voxels} voxels within 10.5 Å of both, of SD {sd} Å "
+        "along x, y, z."
+    )
+    assert float((point - structure.hinges["head"]).norm()) < 9.0
+
+
+def test_parts_of_files_are_masks_or_maps_cut_where_the_mask_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    domain, carrier, small = ball(8, (0, 0, 10)), ball(12, (0, 0, -10)), ball(4, (12, 0, 10))
+    for name, volume in (("domain", domain), ("carrier", carrier), ("small", small)):
+        write_map(tmp_path / f"{name}.mrc", volume, pixel_size=PIXEL)
+        write_map(tmp_path / f"{name}_map.mrc", 5 * volume - 1, pixel_size=PIXEL)
+    expected = contact(domain > 0.5, carrier > 0.5, pixel_size=PIXEL).centre
+    zero = torch.zeros(BOX, BOX, BOX)
+    for kind in ("", "_map"):
+        config = plan(
+            "fulcrum=interface", f"fulcrum.parts=[small{kind}.mrc,carrier{kind}.mrc]", "mask_base=file",
+            "mask_base.path=domain_map.mrc", "mask_base.smoothing=0", "mask.threshold_unit=absolute",
+            "mask.threshold=1",
+        )  # fmt: skip
+        point, note = found(config, zero, zero)
+        torch.testing.assert_close(point, expected)
+        assert f"contact with carrier{kind}.mrc" in note
+    config = plan(
+        "fulcrum=interface", "fulcrum.parts=[carrier.mrc]", "mask=file", "mask.path=domain.mrc",
+        "mask_base=consensus",
+    )  # fmt: skip
+    point, _ = found(config, zero, domain)
+    torch.testing.assert_close(point, expected)
+    assert job.check_job(config) == []
+    far = plan(
+        "fulcrum=interface", "fulcrum.parts=[small_map.mrc]", "mask=file", "mask.path=domain.mrc",
+        "mask_base=consensus",
+    )  # fmt: skip
+    (fault,) = job.check_job(far)
+    assert "small_map.mrc: a mask holds values from 0 to 1" in fault
+    write_map(tmp_path / "far.mrc", ball(4, (-20, 0, 20)), pixel_size=PIXEL)
+    config = plan(
+        "fulcrum=interface", "fulcrum.parts=[far.mrc]", "mask=file", "mask.path=domain.mrc",
+        "mask_base=consensus",
+    )  # fmt: skip
+    with pytest.raises(
+        ValueError, match=r"^fulcrum=interface: the domain touches far\.mrc in 0 .*=marker\)$"
+    ):
+        found(config, zero, domain)
+    (fault,) = job.check_job(plan("fulcrum=interface", "fulcrum.parts=[nosuch.mrc]"))
+    assert fault == "nosuch.mrc: there is no such map"
+
+
+def test_holes_are_filled_where_the_configuration_says_so() -> None:
+    shell = ball(14, (0, 0, 0)) - ball(6, (0, 0, 0))
+    start = job._Start(HalfMaps(shell, shell, PIXEL), ORIGIN)
+    options = (
+        "mask_base=consensus",
+        "mask_base.smoothing=0",
+        "mask.threshold_unit=absolute",
+        "mask.threshold=0.5",
+    )
+    for value in ("false", "true"):
+        config = plan(*options, f"mask.fill_holes={value}")
+        base = job._mask_base(config, job._Data(PARTICLES, None, ""), start, torch.device("cpu"))
+        made = job._aligning_mask(config, base, PARTICLES, torch.device("cpu"))
+        expected = soft_mask(
+            shell, threshold=0.5, dilation_radius_px=7 / PIXEL, soft_padding_width_px=16 / PIXEL,
+            holes_filled=value == "true",
+        )  # fmt: skip
+        assert torch.equal(made, expected)
+        assert bool(made[BOX // 2, BOX // 2, BOX // 2] == 1.0) is (value == "true")
+
+
+def test_notes_about_the_mask_name_a_rough_base_and_a_steep_file() -> None:
+    noise = torch.randn(BOX, BOX, BOX, generator=torch.Generator().manual_seed(1))
+    config = plan("mask_base=consensus")
+    wide = spherical_mask(BOX, outer_px=31, inner_px=3)
+    notes = job._mask_notes(config, wide, ball(14, (0, 0, 0)) + noise, PARTICLES)
+    assert any("mask base is not smooth" in note and "resolution of 10.5 Å" in note for note in notes)
+    steep = job._mask_notes(
+        plan("mask=file", "mask.path=a.mrc"), spherical_mask(BOX, outer_px=18, inner_px=14), None, PARTICLES
+    )
+    assert ["as steep as a soft padding of" in note for note in steep] == [True]
+
+
+@pytest.mark.slow
+def test_a_run_about_an_interface_leaves_its_marker_and_says_how_well_it_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    status = app.main(
+        ["run", *SMALL, "data.particles=60", "data.snr=2", "fulcrum=interface", "mask_base.name=head",
+         "refinement.max_iterations=1", "search.audit=0", "tracking.enabled=false", "compute.threads=1",
+         "compute.device=cpu"]
+    )  # fmt: skip
+    assert status == 0
+    (folder,) = (tmp_path / "cryosweep_out").glob("*/run_*")
+    notes = json.loads((folder / "run.json").read_text(encoding="utf-8"))["notes"]
+    assert [note for note in notes if note.startswith("The fulcrum is the contact with foot: ")]
+    map = read_map(folder / "map.mrc")
+    half = BOX // 2 * PIXEL
+    point = np.array(read_marker(folder / "fulcrum.cmm")) - half - np.array(map.origin)
+    assert np.linalg.norm(point - load_ribosome().hinges["head"].numpy()) < 15.0

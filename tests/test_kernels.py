@@ -1,0 +1,122 @@
+"""The fused kernels against the eager routines and their float64 twins, uncompiled and compiled."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from cryosweep import kernels
+from cryosweep.fourier import half_plane
+from cryosweep.geometry import random_rotations
+from cryosweep.likelihood import compiled_log_likelihood_quadratic, log_likelihood_quadratic
+from cryosweep.projector import compiled_insert, insert, make_reference, new_accumulator
+from tests.reference.exact import random_blobs
+
+BOX = 24
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def case(generator):
+    """Poses of some images, in float64; samples beyond the band are there to be left alone."""
+    reference = make_reference(random_blobs(generator, radius=6).volume(BOX))
+    whole = half_plane(BOX, dtype=torch.float64, device=CPU)
+    images = torch.randn(5, whole.k.shape[0], generator=generator, dtype=torch.complex128)
+    weights = torch.rand(5, whole.k.shape[0], generator=generator, dtype=torch.float64)
+    owner = torch.tensor([4, 0, 0, 2, 3, 1, 4])
+    rotations = random_rotations(7, generator, dtype=torch.float64)
+    shifts = torch.randn(7, 2, generator=generator, dtype=torch.float64)
+    return reference, whole.up_to(8), images, weights, owner, rotations, shifts
+
+
+def eager(case):
+    reference, plane, images, weights, owner, rotations, shifts = case
+    count = plane.k.shape[0]
+    return log_likelihood_quadratic(
+        reference, plane, images=images[owner, :count], weights=weights[owner, :count], rotations=rotations,
+        shifts_px=shifts,
+    )  # fmt: skip
+
+
+def single(case):
+    reference, plane, images, weights, owner, rotations, shifts = case
+    reference = make_reference_like(reference)
+    return (
+        reference, plane.to(dtype=torch.float32), images.to(torch.complex64), weights.float(), owner,
+        rotations.float(), shifts.float(),
+    )  # fmt: skip
+
+
+def make_reference_like(reference):
+    return type(reference)(
+        reference.table.to(torch.complex64), reference.side, reference.pad, reference.box_size
+    )
+
+
+def test_sums_are_value_gradient_and_curvature(case):
+    reference, plane, images, weights, owner, rotations, shifts = case
+    sums = kernels.quadratic_sums(
+        torch.view_as_real(reference.table), plane.k, torch.view_as_real(images), weights, owner, rotations,
+        shifts, reference.side, reference.pad, BOX,
+    )  # fmt: skip
+    expected = eager(case)
+    assert_close(sums[:, 0], expected.value, rtol=1e-12, atol=1e-9)
+    assert_close(sums[:, 1:6], expected.gradient, rtol=1e-10, atol=1e-9)
+    rows, columns = torch.tensor(kernels.PAIRS).unbind(1)
+    assert_close(sums[:, 6:], expected.curvature[:, rows, columns], rtol=1e-10, atol=1e-9)
+
+
+def test_inserted_sums_are_those_of_insert(case, generator):
+    _, plane, _, _, _, rotations, _ = case
+    values = torch.randn(7, plane.k.shape[0], generator=generator, dtype=torch.complex128)
+    weights = torch.rand(7, plane.k.shape[0], generator=generator, dtype=torch.float64)
+    ours, theirs = (new_accumulator(BOX, max_shell=8, dtype=torch.float64, device=CPU) for _ in range(2))
+    insert(theirs, values, weights, rotations, plane)
+    kernels.insert_sums(
+        ours.numerator,
+        ours.weight,
+        torch.view_as_real(values),
+        weights,
+        rotations,
+        plane.k,
+        ours.side,
+        ours.pad,
+    )
+    assert_close(ours.numerator, theirs.numerator, rtol=1e-12, atol=1e-12)
+    assert_close(ours.weight, theirs.weight, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_compiled_is_eager_to_rounding(case, generator):
+    """Two bands, so that sizes really are free; float32 against the float64 twin."""
+    assert kernels.can_compile(CPU), "no C++ compiler for torch.compile"
+    for band in (8, 5):
+        given = (case[0], case[1].up_to(band), *case[2:])
+        expected = eager(given)
+        reference, plane, images, weights, owner, rotations, shifts = single(given)
+        found = compiled_log_likelihood_quadratic(
+            reference, plane, images=images, weights=weights, owner=owner, rotations=rotations,
+            shifts_px=shifts,
+        )  # fmt: skip
+        for name in ("value", "gradient", "curvature"):
+            exact = getattr(expected, name)
+            error = (getattr(found, name).double() - exact).abs().max() / exact.abs().max()
+            assert float(error) < 1e-5, (band, name)
+        values = torch.randn(7, plane.k.shape[0], generator=generator, dtype=torch.complex64)
+        shares = torch.rand(7, plane.k.shape[0], generator=generator)
+        ours, theirs = (new_accumulator(BOX, max_shell=8, dtype=torch.float32, device=CPU) for _ in range(2))
+        insert(theirs, values, shares, rotations, plane)
+        compiled_insert(ours, values, shares, rotations, plane)
+        assert_close(ours.numerator, theirs.numerator, rtol=1e-4, atol=1e-4)
+        assert_close(ours.weight, theirs.weight, rtol=1e-4, atol=1e-4)
+
+
+def test_a_missing_compiler_is_said_and_survived(monkeypatch, caplog):
+    def broken(*_, **__):
+        raise RuntimeError("no g++ here\nand more")
+
+    kernels._compiles.cache_clear()
+    monkeypatch.setattr(kernels, "compiled_quadratic_sums", lambda: broken)
+    with caplog.at_level("WARNING", logger="cryosweep.kernels"):
+        assert not kernels.can_compile(CPU)
+    assert "no g++ here" in caplog.text
+    kernels._compiles.cache_clear()

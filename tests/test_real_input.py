@@ -27,14 +27,16 @@ from cryosweep.study.findings import read_findings, tags_of
 from cryosweep.study.sweep import read_sweep
 from cryosweep.tracking import store_uri
 
-VOLUMES = ("half_a", "half_b", "map", "start_map", "mask", "scoring_mask")
+VOLUMES = ("half_a", "half_b", "map", "start_map", "sharpened", "mask", "scoring_mask")
 FIGURES = (
-    "slices", "fourier_slices", "mask", "gsfsc", "pose_changes", "noise", "views", "precision", "conical_fsc",
+    "slices", "fourier_slices", "mask", "gsfsc", "pose_changes", "guinier", "noise", "views", "precision",
+    "conical_fsc",
 )  # fmt: skip
 TABLES = (
     "fsc.csv",
     "iterations.csv",
     "poses.csv",
+    "guinier.csv",
     "noise.csv",
     "views.csv",
     "directions.csv",

@@ -193,12 +193,14 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def _conclude_run(folder: Path) -> int:
+    from cryosweep.study.findings import read_findings, told
     from cryosweep.study.sweep import RUN_FILE, read_json
 
     record = read_json(folder / RUN_FILE)
     finished = record["status"] == "FINISHED"
     if finished and (folder / "summary.json").is_file():
         say(_headline(read_json(folder / "summary.json"), str(record["stop_reason"])))
+        say(told(read_findings(folder)))
     say(f"{record['status']}: {folder}")
     return 0 if finished else FAILED
 

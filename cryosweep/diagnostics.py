@@ -1,4 +1,4 @@
-"""Figures from numbers, for one run: slices, masks, FSC curves and pose changes.
+"""Figures from numbers, for one run: slices, masks, curves, noise, directions and pose changes.
 
 Every function takes arrays and gives a `matplotlib.figure.Figure` that belongs to nobody else: no global
 pyplot state is touched, so figures may be drawn in any thread or process and saved with `figure.savefig`.
@@ -7,7 +7,9 @@ The numbers behind each figure are stored beside it as CSV or MRC by whoever cal
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +20,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
+
+from cryosweep.rules import AT_LIMIT, LEAST_CFAR, LEAST_SCF, PRECISION_RATIO, precision_ratio
 
 Array = NDArray[np.floating[Any]]
 
@@ -445,6 +449,281 @@ def pose_changes_figure(
     _change_panel(panels[1], shift_change, shift_extent, "shift change", " Å", at_shift_extent)
     figure.suptitle(f"Pose changes of {len(rotation_change):,} particles since the start", fontsize=11)
     return figure
+
+
+def pose_moves_figure(turns: Array, shifts: Array, *, rotation_extent: float, shift_extent: float) -> Figure:
+    """What extents per axis limit: each component of the turns and shifts, between its two limits.
+
+    A smooth hump well inside the lines is good; columns that stand at a line are particles that the search
+    would not let go farther.
+
+    Args:
+        turns: (n, 3) degrees, rotation vectors from the starting poses, about x, y, z of the map.
+        shifts: (n, 2) Å, movement of the fulcrum's projection along x, y of the image.
+        rotation_extent: degrees.
+        shift_extent: Å.
+
+    Raises:
+        ValueError: no particles.
+    """
+    if len(turns) == 0:
+        raise ValueError("pose moves: no particles to draw")
+    figure = Figure(figsize=(14.0, 3.6), layout="constrained")
+    panels: NDArray[Any] = np.asarray(figure.subplots(1, 5))
+    components = [(f"turn about {axis}", turns[:, k], rotation_extent, "°") for k, axis in enumerate("xyz")]
+    components += [(f"shift along {axis}", shifts[:, k], shift_extent, " Å") for k, axis in enumerate("xy")]
+    for axes, (name, values, extent, unit) in zip(panels, components, strict=True):
+        # columns end at the limits, so that one that stands there is seen
+        width = extent / 20.0 if extent > 0.0 else 0.005
+        end = width * max(22, math.ceil(float(np.abs(values).max()) / width))
+        bins = np.linspace(-end, end, 1 + round(2.0 * end / width)).tolist()
+        # who stands at a limit may lie beyond it by rounding: into the last column within
+        held = np.clip(values, -extent, extent * (1.0 - 1e-9))
+        values = np.where(np.abs(values) <= 1.001 * extent, held, values)
+        axes.hist(values, bins=bins, color=SKY_BLUE, edgecolor="white", linewidth=0.4)
+        for limit in (-extent, extent):
+            axes.axvline(limit, color=VERMILION, linewidth=1.8)
+        share = float(np.mean(np.abs(values) > NEAR_EXTENT * extent)) if extent > 0.0 else 0.0
+        text = f"{share:.1%} at a limit" if extent > 0.0 else "an extent of 0: not searched"
+        axes.set_title(text, fontsize=10, color=VERMILION if share > AT_LIMIT else BLACK)
+        axes.set_xlabel(f"{name} ({'degrees' if unit == '°' else unit.strip()})")
+    panels[0].set_ylabel("particles")
+    outside = np.maximum(
+        np.abs(turns).max(axis=1) / max(rotation_extent, 1e-9) if rotation_extent > 0.0 else 0.0,
+        np.abs(shifts).max(axis=1) / max(shift_extent, 1e-9) if shift_extent > 0.0 else 0.0,
+    )
+    share = float(np.mean(np.asarray(outside) > NEAR_EXTENT))
+    figure.suptitle(
+        f"Moves of {len(turns):,} particles against the extents per axis (red): {share:.1%} within 5 % of a "
+        f"limit on some axis; up to {AT_LIMIT:.0%} is well", fontsize=11,
+    )  # fmt: skip
+    return figure
+
+
+def scale_figure(scales: Array) -> Figure:
+    """Per-particle scale: the contrast of each image against the map's.
+
+    One narrow hump about 1 is good; a second hump is ice or junk of another contrast. Where no scale was
+    refined all particles stand at 1, and the figure says so.
+
+    Args:
+        scales: (n,).
+
+    Raises:
+        ValueError: no particles.
+    """
+    if scales.size == 0:
+        raise ValueError("scale: no particles to draw")
+    figure = Figure(figsize=(6.4, 3.9), layout="constrained")
+    axes = figure.subplots()
+    spread, median = float(scales.std()), float(np.median(scales))
+    end = max(0.1, 1.1 * float(np.abs(scales - 1.0).max()))
+    axes.hist(scales, bins=np.linspace(1.0 - end, 1.0 + end, 62).tolist(), color=SKY_BLUE, edgecolor="white",
+              linewidth=0.4)  # fmt: skip
+    axes.axvline(1.0, color=BLACK, linewidth=1.0, linestyle=":")
+    axes.set_xlabel("scale of a particle (contrast against the map)")
+    axes.set_ylabel("particles")
+    constant = spread < 1e-6
+    axes.set_title(
+        f"per-particle scale was not refined: all {scales.size:,} particles have {median:.3g}" if constant
+        else f"per-particle scale of {scales.size:,} particles: median {median:.3f}, SD {spread:.3f}",
+        fontsize=10,
+    )  # fmt: skip
+    return figure
+
+
+def noise_figure(spectra: Mapping[str, Array], *, frequency: Array, pixel_size: float) -> Figure:
+    """Noise variance by frequency, of each half-set and optics group, before and after the refinement.
+
+    Good: high on the left, falling, flat or gently rising to the right, halves on top of each other, and the
+    dashed curve (after) a little below the solid one where the map explains signal. A half or a group apart
+    from the others has another grey scale, normalisation or dose; spikes are artefacts of images.
+
+    Args:
+        spectra: names such as `half_set_1_group_2_before` (or `_after`) to (n_shells,) variances.
+        frequency: (n_shells,) in 1/Å, without the origin.
+        pixel_size: Å.
+    """
+    figure = Figure(figsize=(8.6, 6.0), layout="constrained")
+    above, below = np.asarray(figure.subplots(2, 1, sharex=True, height_ratios=[3, 1]))
+    groups = sorted({name.split("_group_")[1].split("_")[0] for name in spectra}, key=int)
+    for name, values in spectra.items():
+        half, group, moment = name.split("_")[2], name.split("_group_")[1].split("_")[0], name.split("_")[-1]
+        label = f"half-set {half}" + (f", optics group {group}" if len(groups) > 1 else "") + f", {moment}"
+        faint = 1.0 if len(groups) == 1 else 0.35 + 0.65 * (groups.index(group) + 1) / len(groups)
+        style: dict[str, Any] = {
+            "color": BLUE if half == "1" else VERMILION, "linestyle": "-" if moment == "before" else "--",
+            "linewidth": 1.6, "alpha": faint, "label": label,
+        }  # fmt: skip
+        above.plot(frequency, values, **style)
+        if moment == "after":
+            explained = 1.0 - values / spectra[name.removesuffix("after") + "before"]
+            below.plot(frequency, 100.0 * explained, **{**style, "linestyle": "-"})
+    above.set_yscale("log")
+    above.set_ylabel("noise variance of a Fourier sample")
+    above.set_title("Noise model: what the search took as noise (before), and less what the map explains "
+                    "(after)", fontsize=11)  # fmt: skip
+    below.axhline(0.0, color=GREY, linewidth=0.6)
+    below.set_ylabel("explained (%)")
+    _resolution_axis(below, 2.0 * pixel_size)
+    above.grid(axis="x", color="#E5E5E5", linewidth=0.6)
+    figure.legend(*above.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
+    return figure
+
+
+@dataclass(frozen=True)
+class ViewHistogram:
+    """How often views of equal solid angle occur.
+
+    Attributes:
+        longitude: (m + 1,) edges in degrees, `rlnAngleRot`.
+        latitude: (l + 1,) edges in degrees, 90 less `rlnAngleTilt`.
+        count: (l, m) views.
+    """
+
+    longitude: Array
+    latitude: Array
+    count: NDArray[np.floating[Any]]
+
+    @property
+    def relative(self) -> Array:
+        """(l, m) counts over what an even distribution gives."""
+        return self.count / max(float(self.count.mean()), 1e-12)
+
+    def rows(self) -> dict[str, Array]:
+        """Columns of a table, one row a field: its centre in degrees, count and relative count."""
+        latitude, longitude = np.meshgrid(_middle(self.latitude), _middle(self.longitude), indexing="ij")
+        columns = {"rot": longitude, "tilt": 90.0 - latitude, "views": self.count, "relative": self.relative}
+        return {name: values.ravel() for name, values in columns.items()}
+
+
+def view_histogram(views: Array) -> ViewHistogram:
+    """Histogram of viewing directions (n, 3) in fields of equal area, about 20 views in each if even."""
+    rings = int(np.clip(round(math.sqrt(len(views) / 40.0)), 4, 24))
+    latitude = np.degrees(np.arcsin(np.linspace(-1.0, 1.0, rings + 1)))
+    longitude = np.linspace(-180.0, 180.0, 2 * rings + 1)
+    count, _, _ = np.histogram2d(
+        np.degrees(np.arcsin(np.clip(views[:, 2], -1.0, 1.0))),
+        np.degrees(np.arctan2(views[:, 1], views[:, 0])), bins=(latitude, longitude),
+    )  # fmt: skip
+    return ViewHistogram(longitude, latitude, count)
+
+
+def views_figure(histogram: ViewHistogram, *, scf: float) -> Figure:
+    """How often each viewing direction occurs, on an equal-area map of the sphere.
+
+    Good: about one colour everywhere. A few bright fields with dark regions elsewhere are preferred views;
+    they matter where a whole great circle stays dark, which is what SCF* measures.
+
+    Args:
+        histogram: of the views.
+        scf: SCF*, stated in the heading.
+    """
+    figure, axes = _globe()
+    relative = histogram.relative
+    longitude, latitude = _fine_grid()
+    # fields are wide: drawn by their corners they would leave the rim of the map white
+    row = np.searchsorted(histogram.latitude, _middle(latitude)) - 1
+    column = np.searchsorted(histogram.longitude, _middle(longitude)) - 1
+    image = axes.pcolormesh(
+        np.radians(longitude), np.radians(latitude), relative[np.ix_(row, column)], cmap="viridis", vmin=0.0,
+        vmax=max(2.0, float(relative.max())),
+    )  # fmt: skip
+    bar = figure.colorbar(image, ax=axes, shrink=0.7, pad=0.03)
+    bar.set_label("views, as a multiple of an even distribution")
+    empty = float(np.mean(histogram.count == 0))
+    figure.suptitle(
+        f"Viewing directions of {int(histogram.count.sum()):,} particles: {empty:.0%} of the fields are "
+        f"empty, the fullest holds {float(relative.max()):.1f} times its share;\nSCF* {scf:.2f} "
+        f"({LEAST_SCF:g} or more is well)", fontsize=10,
+    )  # fmt: skip
+    return figure
+
+
+def precision_figure(directions: Array, precision: Array) -> Figure:
+    """How precisely the map is known seen from each direction, on an equal-area map of the sphere.
+
+    Good: one colour, largest over smallest below 10. Opposite directions see the same slice.
+
+    Args:
+        directions: (m, 3) unit vectors of a half sphere.
+        precision: (m,) relative to the mean.
+    """
+    longitude, latitude = _fine_grid()
+    centres = np.radians(np.meshgrid(_middle(longitude), _middle(latitude)))
+    across = np.cos(centres[1])
+    points = np.stack([across * np.cos(centres[0]), across * np.sin(centres[0]), np.sin(centres[1])], axis=-1)
+    nearest = np.abs(points @ directions.T).argmax(axis=-1)
+    figure, axes = _globe()
+    image = axes.pcolormesh(np.radians(longitude), np.radians(latitude), precision[nearest], cmap="viridis",
+                            vmin=0.0, vmax=max(2.0, float(precision.max())))  # fmt: skip
+    bar = figure.colorbar(image, ax=axes, shrink=0.7, pad=0.03)
+    bar.set_label("precision of the slice, 1 on average")
+    ratio = precision_ratio(precision)
+    verdict = "within an order of magnitude" if ratio <= PRECISION_RATIO else "TOO UNEVEN: directions lack"
+    figure.suptitle(
+        f"Posterior precision by viewing direction: {float(precision.min()):.2f} to "
+        f"{float(precision.max()):.2f} of the mean,\nlargest over smallest {ratio:.1f} ({verdict})",
+        fontsize=10,
+    )  # fmt: skip
+    return figure
+
+
+def conical_fsc_figure(curves: Array, *, frequency: Array, pixel_size: float, cfar: float) -> Figure:
+    """FSC within cones about many directions: their spread, and the worst and best.
+
+    Good: a narrow band. A wide one that only opens where the curves fall is a map whose resolution depends on
+    the direction.
+
+    Args:
+        curves: (m, n_shells).
+        frequency: (n_shells,) in 1/Å.
+        pixel_size: Å.
+        cfar: smallest area under a curve over the largest, stated in the heading.
+    """
+    figure = Figure(figsize=(8.6, 5.2), layout="constrained")
+    axes = figure.subplots()
+    low, tenth, middle, ninetieth, high = np.percentile(curves, [0, 10, 50, 90, 100], axis=0)
+    axes.fill_between(frequency, low, high, color=SKY_BLUE, alpha=0.35, linewidth=0,
+                      label=f"all {len(curves)} cones")  # fmt: skip
+    axes.fill_between(frequency, tenth, ninetieth, color=BLUE, alpha=0.35, linewidth=0,
+                      label="the middle 80 %")  # fmt: skip
+    axes.plot(frequency, middle, color=BLACK, linewidth=1.6, label="median")
+    axes.axhline(0.143, color=GREY, linewidth=0.8, linestyle=":")
+    axes.axhline(0.0, color=GREY, linewidth=0.6)
+    _resolution_axis(axes, 2.0 * pixel_size)
+    axes.set_ylim(-0.3, 1.03)
+    axes.set_ylabel("Fourier shell correlation within a cone")
+    verdict = "even" if cfar >= LEAST_CFAR else "UNEVEN"
+    axes.set_title(
+        f"FSC by direction, under the aligning mask: cFAR {cfar:.2f} ({LEAST_CFAR:g} or more is well; "
+        f"{verdict})", fontsize=11,
+    )  # fmt: skip
+    axes.legend(fontsize=9)
+    return figure
+
+
+def _fine_grid() -> tuple[Array, Array]:
+    """Edges of longitude and latitude in degrees, fine enough to look smooth."""
+    return np.linspace(-180.0, 180.0, 181), np.linspace(-90.0, 90.0, 91)
+
+
+def _middle(edges: Array) -> Array:
+    return 0.5 * (edges[1:] + edges[:-1])
+
+
+def _globe() -> tuple[Figure, Axes]:
+    """An empty equal-area (Mollweide) map of directions, named by RELION's angles."""
+    figure = Figure(figsize=(9.0, 4.6), layout="constrained")
+    axes = figure.add_subplot(projection="mollweide")
+    axes.grid(color="white", alpha=0.4, linewidth=0.5)
+    tilts = (30, 60, 90, 120, 150)
+    axes.set_yticks([math.radians(90 - tilt) for tilt in tilts], [f"{tilt}°" for tilt in tilts], fontsize=8)
+    turns = (-120, -60, 0, 60, 120)
+    axes.set_xticks([math.radians(turn) for turn in turns], [f"{turn}°" for turn in turns], fontsize=8,
+                    color="white")  # fmt: skip
+    axes.set_xlabel("rot, across (rlnAngleRot); tilt, up and down (rlnAngleTilt, 0° at the top)", fontsize=9)
+    return figure, axes
 
 
 def guinier_figure(columns: Mapping[str, Array], *, pixel_size: float, b_factor: float, title: str) -> Figure:

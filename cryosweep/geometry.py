@@ -129,6 +129,26 @@ def pivot_shift(rotation_old: Tensor, rotation_new: Tensor, shift: Tensor, fulcr
     return shift + ((rotation_old - rotation_new) @ fulcrum)[..., :2]
 
 
+def moves_about(
+    rotations: Tensor, shifts: Tensor, from_rotations: Tensor, from_shifts: Tensor, fulcrum: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What search extents limit: turns (n, 3), axes of the map, and shifts (n, 2) that the fulcrum makes.
+
+    A turn is the rotation vector w of `R = R_from exp([w])`, in radians; a shift is the movement of the
+    fulcrum's projection.
+
+    Args:
+        rotations: (n, 3, 3).
+        shifts: (n, 2).
+        from_rotations: (n, 3, 3), the anchors.
+        from_shifts: (n, 2).
+        fulcrum: (3,) from the box centre, map frame, in the unit of the shifts.
+    """
+    turns = rotation_vector(from_rotations.mT @ rotations)
+    swing = ((rotations - from_rotations) @ fulcrum)[..., :2]
+    return turns, shifts - from_shifts + swing
+
+
 def mean_rotation(rotations: Tensor, weights: Tensor | None = None) -> Tensor:
     """Chordal mean of rotations: the rotation nearest to their (weighted) sum, by its SVD.
 

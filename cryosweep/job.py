@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cryosweep import config as schemas
-from cryosweep import diagnostics
+from cryosweep import diagnostics, rules
 from cryosweep.config import JobConfig, parse_length, parse_memory
 from cryosweep.consensus import DynamicMask, automatic_mask, consensus_curves, refine_consensus
 from cryosweep.fourier import gaussian_filter
@@ -33,7 +33,7 @@ from cryosweep.local_resolution import (
     filter_locally,
     local_resolution,
 )
-from cryosweep.mask import centre_of_mass, check_mask, soft_mask, threshold_of
+from cryosweep.mask import centre_of_mass, soft_mask, threshold_of
 from cryosweep.progress import Progress
 from cryosweep.reconstruction import HalfMaps, fsc_weighted, reconstruct_half_maps
 from cryosweep.refinement import (
@@ -83,6 +83,8 @@ from cryosweep.study.assessment import (
     score_against_truth,
     start_summary,
 )
+from cryosweep.study.findings import FINDINGS_FILE, FINDINGS_TEXT, tags_of, write_findings
+from cryosweep.study.review import MaskOrigin, Review, review_result, review_setup
 from cryosweep.study.store import Store, digest_file
 from cryosweep.study.sweep import record_run
 from cryosweep.subtraction import Rest, check_half_maps, rest_of, share_left, share_removed, subtracted
@@ -98,11 +100,11 @@ STAGE_VERSIONS = {
     "refined_consensus": REFINED_CONSENSUS_VERSION,
 }
 
-# More of the removed density than this in the subtracted images' own map means a failed subtraction.
-TOLERABLE_SHADOW = 0.1
-
 # A Gaussian of this share of a resolution leaves a tenth of the amplitude there: smooth enough for a mask.
 SMOOTHING_PER_LOWPASS = 1.0 / 3.0
+
+# Files of a run folder, besides maps and tables, that go to the tracking store.
+KEPT = ("summary.json", "run.json", FINDINGS_FILE, FINDINGS_TEXT)
 
 Result = TypeVar("Result")
 
@@ -163,20 +165,14 @@ def check_job(config: JobConfig) -> list[str]:
         particles = _attempt(found, lambda data=config.data: _read_relion(data))
         if particles is not None:
             box = particles.box_size, particles.pixel_size
-            limit = 2.0 * particles.pixel_size
-            first = {"refinement.initial_lowpass": config.refinement.initial_lowpass}
-            if isinstance(config.consensus, schemas.HomogeneousConsensus):
-                first["consensus.initial_lowpass"] = config.consensus.initial_lowpass
-            found += [
-                f"{key}={value:g}: lies beyond Nyquist ({limit:g} Å at the pixel size of "
-                f"{config.data.star}); give a coarser resolution"
-                for key, value in first.items()
-                if value < limit
-            ]
+            found += _bands_beyond_nyquist(config, 2.0 * particles.pixel_size)
     for path in _map_files(config):
         volume = _attempt(found, lambda path=path: _read_volume(path))
         if volume is not None and box is not None:
             _attempt(found, lambda volume=volume, path=path, box=box: _check_grid(volume, path, *box))
+        if volume is not None and path in _mask_files(config):
+            wrong = rules.mask_values(float(volume.data.min()), float(volume.data.max()))
+            found += [] if wrong is None else [f"{path}: {wrong}"]
     base = config.mask_base
     if isinstance(base, schemas.RegionsBase):
         if base.marker is not None:
@@ -218,7 +214,8 @@ def run_job(config: JobConfig, folder: Path, tracker: Tracker, progress: Progres
     base = _mask_base(config, data, start, device)
     mask = _aligning_mask(config, base, particles, device)
     ruler = _ruler(config, base, particles, device)
-    notes = [*particles.notes, *_mask_notes(config, mask, base, particles)]
+    settings = _settings(config)
+    notes = list(particles.notes)
     if isinstance(config.fulcrum, schemas.Interface):
         fulcrum, note = _interface(config, config.fulcrum, data, start, base, mask, device)
         notes.append(note)
@@ -226,7 +223,16 @@ def run_job(config: JobConfig, folder: Path, tracker: Tracker, progress: Progres
         fulcrum = _fulcrum(config, mask, start, particles)
     _write_fulcrum(folder, fulcrum, start, particles)
     images = _images(config, data, start, base, device, progress)
-    notes.extend(_subtraction_notes(config, particles, start, images, device))
+    if images.rest is not None and isinstance(config.consensus, schemas.ConsensusFiles):
+        notes.extend(check_half_maps(particles, start.half_maps, device=device))
+    removal = _subtraction_findings(config, particles, images)
+    made = _mask_origin(config, base, mask, particles.pixel_size)
+    smooth_start = _smoothed_consensus(config, data, start)
+    setup = review_setup(
+        mask, smooth_start, particles, fulcrum=fulcrum, settings=settings, made=made,
+        resolution=config.refinement.initial_lowpass,
+    )  # fmt: skip
+    notes.extend(map(str, rules.worst_first((*setup, *removal))))
     for note in notes:
         progress.note(note)
     record_run(
@@ -234,16 +240,12 @@ def run_job(config: JobConfig, folder: Path, tracker: Tracker, progress: Progres
         inputs=_inputs(config, particles),
     )  # fmt: skip
 
-    settings = _settings(config)
     progress.start(len(particles) * (1 + settings.max_iterations), "refining")
     result = refine(
         images.particles, images.half_maps, mask, fulcrum=fulcrum, settings=settings, device=device,
         memory_budget=parse_memory(config.compute.memory_budget), advance=progress.advance,
         on_iteration=lambda record: tracker.metrics(_iteration_metrics(record), step=record.iteration),
     )  # fmt: skip
-    if result.audit is not None and result.audit.finding is not None:
-        notes.append(result.audit.finding)
-        progress.note(result.audit.finding)
     progress.start(len(particles), "reconstructing")
     half_maps = reconstruct_half_maps(
         images.particles, result.rotations, result.shifts, device=device, advance=progress.advance
@@ -260,24 +262,34 @@ def run_job(config: JobConfig, folder: Path, tracker: Tracker, progress: Progres
     summary["score/held_out_likelihood"] = float(held_out.mean())
     summary |= start.metrics
     summary |= _subtraction_metrics(images, particles, half_maps, result, ruler, device, progress)
-    made, findings = _postprocess(config.postprocessing, folder, half_maps, scored, mask, start)
-    summary |= made
-    for finding in findings:
-        notes.append(finding)
-        progress.note(finding)
+    review = review_result(
+        scored, half_maps, mask, particles, result, fulcrum=fulcrum, settings=settings, made=made
+    )  # fmt: skip
+    # the set-up again, now that the resolution is known
+    setup = review_setup(
+        mask, smooth_start, particles, fulcrum=fulcrum, settings=settings, made=made,
+        resolution=summary["resolution/own_corrected_0143"],
+    )  # fmt: skip
+    metrics, about_maps = _postprocess(config.postprocessing, folder, half_maps, scored, mask, start)
+    findings = rules.worst_first((*setup, *removal, *review.findings, *about_maps))
+    notes.extend(map(str, rules.worst_first((*review.findings, *about_maps))))
+    summary |= review.metrics | metrics
     summary["seconds"] = time.monotonic() - began
     summary["cpu_seconds"] = time.process_time() - cpu_began
 
     _write_volumes(folder, half_maps, scored, start, start_curve, mask, ruler, images.rest)
     curves = curve_table(scored, start_curve, truth, start_truth)
-    _write_tables(folder, particles, result, curves, truth, start_truth, held_out, left_out)
+    _write_tables(folder, particles, result, review, curves, truth, start_truth, held_out, left_out)
     start.curves.to_csv(folder / "consensus_fsc.csv", index=False, float_format="%.6f")
     _draw(folder, scored, result, mask, fulcrum, settings, particles.pixel_size)
+    _draw_statistics(folder, particles, result, review, settings)
+    write_findings(folder, findings)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     record_run(
         folder, stop_reason=result.stop.value, notes=notes, seconds=summary["seconds"],
         cpu_seconds=summary["cpu_seconds"],
     )  # fmt: skip
+    tracker.tags(tags_of(findings))
     _log(tracker, folder, curves)
     return summary
 
@@ -402,6 +414,33 @@ def _map_files(config: JobConfig) -> list[str]:
     names = ("half_a", "half_b", "path", "label", "start", "mask_path")
     found = [getattr(group, name, None) for group in chosen for name in names]
     return [*(path for path in found if path is not None), *getattr(config.fulcrum, "parts", ())]
+
+
+def _mask_files(config: JobConfig) -> list[str]:
+    """Those of them that are finished masks."""
+    return [
+        group.path
+        for group in (config.mask, config.scoring)
+        if isinstance(group, schemas.MaskFile | schemas.ScoringFile)
+    ]
+
+
+def _bands_beyond_nyquist(config: JobConfig, nyquist: float) -> list[str]:
+    """Resolutions finer than the images of a STAR file can show; those of simulated data are told earlier."""
+    loop, scoring = config.refinement, config.scoring
+    asked = {
+        "refinement.initial_lowpass": loop.initial_lowpass, "refinement.max_resolution": loop.max_resolution,
+        "scoring.band_low": scoring.band_low, "scoring.band_high": scoring.band_high,
+    }  # fmt: skip
+    if isinstance(config.consensus, schemas.HomogeneousConsensus):
+        asked["consensus.initial_lowpass"] = config.consensus.initial_lowpass
+        asked["consensus.max_resolution"] = config.consensus.max_resolution
+    found = (
+        rules.band_beyond_nyquist(value, nyquist=nyquist, key=key)
+        for key, value in asked.items()
+        if value is not None
+    )
+    return [str(each) for each in found if each is not None]
 
 
 def _read_volume(path: str) -> Map:
@@ -598,14 +637,16 @@ def _mask_base(config: JobConfig, data: _Data, start: _Start, device: torch.devi
     return volume
 
 
+def _smoothing(config: JobConfig) -> float:
+    """Å, sigma of the Gaussian over the mask base."""
+    given = config.mask_base.smoothing
+    return SMOOTHING_PER_LOWPASS * config.refinement.initial_lowpass if given is None else given
+
+
 def _smoothed(config: JobConfig, volume: Tensor, particles: Particles) -> Tensor:
     """`volume` as it is smoothed before masks are cut from it."""
-    smoothing = config.mask_base.smoothing
-    if smoothing is None:
-        smoothing = SMOOTHING_PER_LOWPASS * config.refinement.initial_lowpass
-    if smoothing > 0:
-        volume = gaussian_filter(volume, sigma=smoothing, pixel_size=particles.pixel_size)
-    return volume
+    sigma = _smoothing(config)
+    return gaussian_filter(volume, sigma=sigma, pixel_size=particles.pixel_size) if sigma > 0 else volume
 
 
 def _smoothed_consensus(config: JobConfig, data: _Data, start: _Start) -> Tensor:
@@ -702,20 +743,21 @@ def _checked_mask(path: str, particles: Particles, device: torch.device) -> Tens
     return read_mask(Path(path)).data.to(device)
 
 
-def _mask_notes(
-    config: JobConfig, mask: Tensor, base: Tensor | None, particles: Particles
-) -> tuple[str, ...]:
-    """What is questionable about the aligning mask; a finished one has its edge measured."""
-    made = config.mask if isinstance(config.mask, schemas.SoftMask) else None
-    pixel_size, loop = particles.pixel_size, config.refinement
-    return check_mask(
-        mask,
-        pixel_size=pixel_size,
-        resolution=loop.initial_lowpass,
-        soft_padding_width=None if made is None else parse_length(made.soft_padding_width, pixel_size),
-        base=None if made is None else base,
-        # the finest that the refinement may reach: what is rough for that is rough for anything coarser
-        base_resolution=2.0 * pixel_size if loop.max_resolution is None else loop.max_resolution,
+def _mask_origin(config: JobConfig, base: Tensor | None, mask: Tensor, pixel_size: float) -> MaskOrigin:
+    """How the aligning mask was made, as far as the configuration tells."""
+    chosen = config.mask
+    if not isinstance(chosen, schemas.SoftMask):
+        return MaskOrigin(None, None, None, float(mask.double().sum()) * pixel_size**3)
+    assert base is not None
+    threshold = threshold_of(base, chosen.threshold, unit=chosen.threshold_unit.value)  # pyright: ignore[reportArgumentType]
+    # a map from a file may have been smoothed elsewhere
+    given = getattr(config.mask_base, "path", None) is not None
+    return MaskOrigin(
+        padding=parse_length(chosen.soft_padding_width, pixel_size),
+        dilation=parse_length(chosen.dilation_radius, pixel_size),
+        smoothing=None if given else _smoothing(config),
+        region_volume=float((base > threshold).sum()) * pixel_size**3,
+        base=base,
     )
 
 
@@ -744,12 +786,9 @@ def _fulcrum(config: JobConfig, mask: Tensor, start: _Start, particles: Particle
         given = f"the fulcrum marker at {tuple(round(x, 2) for x in position)} Å"
         origin = torch.tensor(start.origin, dtype=torch.float64)
         point = torch.tensor(position, dtype=torch.float64) - origin - half * pixel_size
-    reach = particles.box_size * pixel_size / 2.0
-    if bool((point.abs() > reach).any()):
-        raise ValueError(
-            f"{given} lies outside the box of {particles.box_size} px ({2 * reach:g} Å); "
-            "check the unit (px or Å) and the origin of the map it was read from"
-        )
+    outside = rules.fulcrum_in_box(point.tolist(), box_length=particles.box_size * pixel_size)
+    if outside is not None:
+        raise ValueError(f"{given}: {outside}")
     return point
 
 
@@ -877,28 +916,19 @@ def _outside(
         raise ValueError(f"subtraction: {error}") from error
 
 
-def _subtraction_notes(
-    config: JobConfig, particles: Particles, start: _Start, images: _Images, device: torch.device
-) -> tuple[str, ...]:
+def _subtraction_findings(
+    config: JobConfig, particles: Particles, images: _Images
+) -> tuple[rules.Finding, ...]:
     """What is questionable about a subtraction, before the refinement begins."""
     if images.rest is None:
         return ()
-    notes: list[str] = []
     chosen = config.subtraction
-    if isinstance(chosen, schemas.DomainSubtraction) and parse_length(chosen.dilation_radius, 1.0) > 0:
-        notes.append(
-            f"subtraction.dilation_radius={chosen.dilation_radius}: a mask of what is removed should not be "
-            "dilated, or noise around it is subtracted too; set it to 0"
-        )
-    if isinstance(config.consensus, schemas.ConsensusFiles):
-        notes += check_half_maps(particles, start.half_maps, device=device)
-    if images.shadow > TOLERABLE_SHADOW:
-        notes.append(
-            f"{images.shadow:.0%} of the density to be removed is still in the map of the subtracted images "
-            f"({TOLERABLE_SHADOW:.0%} is tolerable): do the starting half-maps belong to these poses and "
-            "half-sets?"
-        )
-    return tuple(notes)
+    dilated = (
+        parse_length(chosen.dilation_radius, particles.pixel_size)
+        if isinstance(chosen, schemas.DomainSubtraction)
+        else 0.0
+    )
+    return rules.present((rules.subtraction_dilation(dilated), rules.subtraction_shadow(1.0, images.shadow)))
 
 
 def _subtraction_metrics(
@@ -1051,8 +1081,8 @@ def _write_volumes(
 def _postprocess(
     chosen: schemas.PostprocessingConfig, folder: Path, half_maps: HalfMaps, scored: Score, mask: Tensor,
     start: _Start,
-) -> tuple[dict[str, float], tuple[str, ...]]:  # fmt: skip
-    """Write the sharpened map, its Guinier plot and, if chosen, the local resolution; metrics and notes."""
+) -> tuple[dict[str, float], tuple[rules.Finding, ...]]:  # fmt: skip
+    """Write the sharpened map, its Guinier plot and, if chosen, local resolution; metrics and findings."""
     pixel_size = half_maps.pixel_size
     sharpened = sharpen(
         half_maps, mask, scored.own.corrected, b_factor=chosen.b_factor, fit_from=chosen.guinier_from
@@ -1069,7 +1099,7 @@ def _postprocess(
     metrics = {"sharpening/b_factor": sharpened.b_factor}
     if sharpened.fit is not None:
         metrics["sharpening/b_factor_se"] = sharpened.fit.b_factor_se
-    notes = list(sharpened.notes)
+    findings: list[rules.Finding | None] = [*sharpened.findings]
     if chosen.local_resolution:
         width = chosen.local_resolution_window or max(
             WIDTH_PER_RESOLUTION * sharpened.resolution, MIN_WIDTH_PX * pixel_size
@@ -1091,17 +1121,17 @@ def _postprocess(
         )  # fmt: skip
         names = ("p05", "median", "p95", "at_floor")
         metrics |= {f"local_resolution/{name}": x for name, x in zip(names, found.shares(mask), strict=True)}
-        notes += [note for note in (found.note(mask),) if note is not None]
+        findings.append(found.finding(mask))
     for name, volume in volumes.items():
         write_map(folder / f"{name}.mrc", volume.cpu(), pixel_size=pixel_size, origin=start.origin)
     (folder / "figures").mkdir(exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(folder / "figures" / f"{name}.png", dpi=110)
-    return metrics, tuple(notes)
+    return metrics, rules.present(findings)
 
 
 def _write_tables(
-    folder: Path, particles: Particles, result: Refinement, curves: pd.DataFrame,
+    folder: Path, particles: Particles, result: Refinement, review: Review, curves: pd.DataFrame,
     truth: TruthScore | None, start_truth: TruthScore | None, held_out: Tensor, left_out: Tensor | None,
 ) -> None:  # fmt: skip
     if left_out is not None:
@@ -1119,6 +1149,8 @@ def _write_tables(
         "log_evidence": result.log_evidence,
         "half_set": particles.half_sets,
         "held_out_likelihood": held_out,
+        **{f"turn_{axis}": review.turns[:, number] for number, axis in enumerate("xyz")},
+        **{f"move_{axis}": review.shifts[:, number] for number, axis in enumerate("xy")},
     }
     for prefix, known in (("", truth), ("start_", start_truth)):
         if known is not None:
@@ -1165,9 +1197,62 @@ def _draw(
             at_shift_extent=last.at_shift_extent,
         ),
     }
+    _save(folder, figures)
+
+
+def _save(folder: Path, figures: Mapping[str, diagnostics.Figure]) -> None:
     (folder / "figures").mkdir(exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(folder / "figures" / f"{name}.png", dpi=110)
+
+
+def _draw_statistics(
+    folder: Path, particles: Particles, result: Refinement, review: Review, settings: RefinementSettings
+) -> None:
+    """Noise, views, precision, cones and, where extents are per axis, moves; each with its table."""
+    found, cones = result.inspection, review.cones
+    frequency = torch.arange(found.noise_before.shape[-1], dtype=torch.float64) / (
+        result.crop_size * particles.pixel_size
+    )
+    spectra = {"frequency": frequency[1:]}
+    for half in (0, 1):
+        for group, count in enumerate(found.images[half].tolist()):
+            if count > 0:
+                name = f"half_set_{half + 1}_group_{group + 1}"
+                spectra[f"{name}_before"] = found.noise_before[half, group, 1:]
+                spectra[f"{name}_after"] = found.noise_after[half, group, 1:]
+    views = diagnostics.view_histogram(result.rotations[:, 2].numpy())
+    precision = {
+        **dict(zip("xyz", found.directions.unbind(dim=1), strict=True)), "precision": found.precision
+    }  # fmt: skip
+    # cones are cut on a cube round the mask: their shells are its own
+    curves = cones.curves[:, 1:].cpu()
+    spread = {"frequency": cones.frequency[1:].cpu(), "smallest": curves.amin(dim=0)}
+    spread |= {f"p{share}": curves.quantile(share / 100.0, dim=0) for share in (10, 50, 90)}
+    spread["largest"] = curves.amax(dim=0)
+    tables = {"noise": spectra, "directions": precision, "conical_fsc": spread}
+    for name, columns in tables.items():
+        table = pd.DataFrame({key: np.asarray(column) for key, column in columns.items()})
+        table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
+    pd.DataFrame(views.rows()).to_csv(folder / "views.csv", index=False, float_format="%.4f")
+    figures = {
+        "noise": diagnostics.noise_figure(
+            {key: np.asarray(column) for key, column in spectra.items() if key != "frequency"},
+            frequency=spectra["frequency"].numpy(), pixel_size=particles.pixel_size,
+        ),
+        "views": diagnostics.views_figure(views, scf=review.metrics["orientation/scf"]),
+        "precision": diagnostics.precision_figure(found.directions.numpy(), found.precision.numpy()),
+        "conical_fsc": diagnostics.conical_fsc_figure(
+            curves.numpy(), frequency=spread["frequency"].numpy(), pixel_size=particles.pixel_size,
+            cfar=cones.cfar,
+        ),
+    }  # fmt: skip
+    if settings.extent_shape is ExtentShape.per_axis:
+        figures["pose_moves"] = diagnostics.pose_moves_figure(
+            review.turns.numpy(), review.shifts.numpy(), rotation_extent=settings.rotation_extent,
+            shift_extent=settings.shift_extent,
+        )  # fmt: skip
+    _save(folder, figures)
 
 
 def _crossings(curves: FscCurves) -> dict[str, float]:
@@ -1184,7 +1269,7 @@ def _log(tracker: Tracker, folder: Path, curves: pd.DataFrame) -> None:
     for name in curves.columns.drop(["shell", "frequency"]):
         tracker.curve(str(name), curves[name].tolist())
     for path in sorted(folder.iterdir()):
-        if path.suffix in (".mrc", ".star", ".csv", ".cmm") or path.name in ("summary.json", "run.json"):
+        if path.suffix in (".mrc", ".star", ".csv", ".cmm") or path.name in KEPT:
             tracker.artifact(path)
     for path in sorted((folder / "figures").iterdir()):
         tracker.artifact(path, folder="figures")

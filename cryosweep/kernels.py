@@ -1,8 +1,8 @@
 """The inner loop of a refinement as a single function of plain arrays, for `torch.compile` to fuse.
 
 Reading slices with their derivatives takes most of the time. Run eagerly, each operation passes over memory
-by itself; `cryosweep.likelihood` does what can be done about that. Compiled, a sample is read, used and summed
-in registers: on a CPU the compiler makes one loop of the function, on a GPU one Triton kernel, from this source.
+by itself; `cryosweep.likelihood` does what can be done about that. Compiled, a sample is read, used and
+summed in registers: on a CPU the compiler makes one loop of the function, on a GPU one Triton kernel.
 
 Compiling takes half a minute the first time and pays for long jobs only, so it is the caller's choice.
 Everything that changes from call to call is an argument with a symbolic size, so that one compilation serves

@@ -26,6 +26,7 @@ from cryosweep.fourier import (
 )
 from cryosweep.mask import NEGLIGIBLE, spherical_mask
 from cryosweep.resolution import fsc_of_spectra
+from cryosweep.rules import Finding, local_window
 
 # Width of the default window over the resolution of the half maps: noise then has an FSC of about 0.1 there.
 WIDTH_PER_RESOLUTION = 7.0
@@ -82,16 +83,11 @@ class LocalResolution:
         low, middle, high = (float(value) for value in np.percentile(inside, [5, 50, 95]))
         return low, middle, high, float((inside > 0.999 * self.floor).mean())
 
-    def note(self, mask: Tensor) -> str | None:
-        """What a person should know about the width of the window, if anything."""
+    def finding(self, mask: Tensor) -> Finding | None:
+        """What is questionable about the width of the window, if anything."""
         middle = self.shares(mask)[1]
-        scatter = self.noise_at(middle)
-        if self.threshold >= 3.0 * scatter:
-            return None
-        return (
-            f"The FSC of noise in one window of {self.window_width:.0f} Å scatters by {scatter:.2f} at "
-            f"{middle:.1f} Å, and {self.threshold:g} is within three times that: what reads fine may do so "
-            f"by chance. Widen the window or raise the threshold."
+        return local_window(
+            self.threshold, self.noise_at(middle), window=self.window_width, resolution=middle
         )
 
 

@@ -19,20 +19,6 @@ from cryosweep.fourier import centred_range, frequency_radius
 # Below this a mask no longer matters to the map it multiplies; it sets the reach of a mask, not its volume.
 NEGLIGIBLE = 0.01
 
-# A mask base should be low-passed this many times coarser than the resolution expected: a threshold is not
-# linear and makes finer detail of what it is given.
-BASE_COARSER = 3.0
-
-# Above this share of its power in finer detail a base counts as rough. The ribosome smoothed as advised has
-# 0.04 to 0.10, whole or cut into a domain, and 0.62 to 0.72 unsmoothed.
-ROUGH_BASE = 0.15
-
-# Root mean square of the density on the edge, as a ratio to that inside, from which the edge cuts density.
-DENSITY_CUT = 0.25
-
-# A Gaussian of this share of a resolution halves the amplitude there: exp(-2 (pi sigma k)^2) = 1/2.
-_HALF_AMPLITUDE = math.sqrt(0.5 * math.log(2.0)) / math.pi
-
 
 def threshold_of(base: Tensor, value: float, *, unit: Literal["absolute", "fraction"]) -> float:
     """Threshold in map units.
@@ -312,67 +298,6 @@ def minimum_soft_padding(resolution: float, pixel_size: float) -> float:
     return math.ceil(5.0 * resolution / pixel_size - 1e-6) * pixel_size
 
 
-def check_mask(
-    mask: Tensor,
-    *,
-    pixel_size: float,
-    resolution: float,
-    soft_padding_width: float | None = None,
-    base: Tensor | None = None,
-    base_resolution: float | None = None,
-) -> tuple[str, ...]:
-    """What a person should know about a mask before using it, as plain sentences; none if all is well.
-
-    Args:
-        mask: (d, d, d).
-        pixel_size: Å.
-        resolution: Å, of the map to be masked.
-        soft_padding_width: Å, as the mask was made; one pixel less than `minimum_soft_padding` still passes.
-            Without it the width is measured, see `edge_width_px`, and 2.5 px less pass.
-        base: (d, d, d), the map that the mask was cut from: judged for its smoothness, and for how much of it
-            lies on an edge that is too sharp. Without it neither is.
-        base_resolution: Å, the GSFSC that is expected in the end, for the smoothness of `base`; default
-            `resolution`.
-    """
-    low, high = float(mask.min()), float(mask.max())
-    if low == 0.0 and high == 0.0:
-        return ("The mask is zero everywhere: lower its threshold or choose another mask base.",)
-    findings: list[str] = []
-    if low < 0 or high > 1:
-        findings.append(
-            f"The mask has values from {low:g} to {high:g}, but it must lie between 0 and 1: threshold it "
-            f"again or divide it by its maximum."
-        )
-    edge = _edge_finding(mask, pixel_size, resolution, soft_padding_width)
-    if edge is not None:
-        findings.append(edge)
-        cut = 0.0 if base is None else density_on_edge(mask, base)
-        if cut > DENSITY_CUT:
-            findings.append(
-                f"That edge cuts through density: on it the base has {cut:.0%} of its root mean "
-                f"square inside. Both halves are cut alike, and their masked FSC reads too well: widen the "
-                f"soft padding, or dilate until the edge lies in solvent."
-            )
-    if base is not None:
-        expected = resolution if base_resolution is None else base_resolution
-        share = fine_power(base, pixel_size=pixel_size, finer_than=BASE_COARSER * expected)
-        if share > ROUGH_BASE:
-            findings.append(
-                f"The mask base is not smooth: {share:.0%} of its power lies in detail finer than "
-                f"{BASE_COARSER * expected:.1f} Å, {BASE_COARSER:g} times the resolution of "
-                f"{expected:.1f} Å, and what is sharp in a mask correlates the half maps. Smooth the base by "
-                f"a Gaussian of "
-                f"{_HALF_AMPLITUDE * BASE_COARSER * expected:.1f} Å or more before the threshold."
-            )
-    boundary = max(float(mask.select(axis, end).max()) for axis in range(3) for end in (0, -1))
-    if boundary > NEGLIGIBLE:
-        findings.append(
-            f"The mask reaches the box boundary (value {boundary:.2f} there), so its edge is cut off: use a "
-            f"larger box, or reduce the dilation radius or the soft padding width."
-        )
-    return tuple(findings)
-
-
 def edge_width_px(mask: Tensor) -> float:
     """Width (px) of the raised cosine as steep as a mask is at its steepest; 0 if hard, inf without an edge.
 
@@ -433,32 +358,6 @@ def fine_power(volume: Tensor, *, pixel_size: float, finer_than: float) -> float
         return 0.0
     radius = frequency_radius(box_size, dims=3, dtype=torch.float64, device=volume.device)
     return float(power[radius > box_size * pixel_size / finer_than].sum()) / total
-
-
-def _edge_finding(
-    mask: Tensor, pixel_size: float, resolution: float, soft_padding_width: float | None
-) -> str | None:
-    minimum = minimum_soft_padding(resolution, pixel_size)
-    advice = (
-        f"{minimum:.1f} Å ({round(minimum / pixel_size)} px), which is 5 times the resolution of "
-        f"{resolution:.1f} Å. The masked FSC may read too well: widen the soft padding, or trust only the "
-        f"corrected FSC."
-    )
-    if bool(((mask == 0) | (mask == 1)).all()):
-        return f"The mask has a hard edge; its soft padding should be at least {advice}"
-    if soft_padding_width is None:
-        measured = edge_width_px(mask)
-        if measured < minimum / pixel_size - 2.5:
-            return (
-                f"The edge of the mask is as steep as a soft padding of {measured * pixel_size:.1f} Å "
-                f"({measured:.1f} px); that is below {advice}"
-            )
-    elif soft_padding_width < minimum - pixel_size * (1 + 1e-6):
-        return (
-            f"The soft padding of {soft_padding_width:.1f} Å ({soft_padding_width / pixel_size:.1f} px) is "
-            f"below {advice}"
-        )
-    return None
 
 
 def _slope(mask: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ from enum import Enum
 import torch
 from torch import Tensor
 
+from cryosweep.accuracy import expected_accuracy
+from cryosweep.anisotropy import fibonacci_directions, slice_precision
 from cryosweep.ctf import contrast_transfer
 from cryosweep.fourier import (
     HalfPlane,
@@ -40,7 +42,7 @@ from cryosweep.io.particles import Particles
 from cryosweep.kernels import can_compile
 from cryosweep.likelihood import noise_power
 from cryosweep.mask import centre_of_mass, mask_radius_px
-from cryosweep.projector import Reference, insert, make_reference, new_accumulator
+from cryosweep.projector import Reference, insert, make_reference, new_accumulator, slices
 from cryosweep.reconstruction import (
     FourierSums,
     HalfMaps,
@@ -52,6 +54,7 @@ from cryosweep.reconstruction import (
 )
 from cryosweep.regularisation import NonuniformSettings, Regularisation, nonuniform
 from cryosweep.resolution import crossing, fsc, mask_corrected_fsc
+from cryosweep.rules import Finding, missed_poses
 from cryosweep.search import (
     MISSED,
     ExtentShape,
@@ -91,12 +94,14 @@ PREPARE_CHUNK = 128
 AT_EXTENT = 0.95
 # Settled: half of the particles moved by less than this share of the resolution at the domain's rim.
 SETTLED_SHARE = 0.1
-# Least number of particles audited, and the share of them that may be missed before it is said.
+# Least number of particles audited.
 LEAST_FOR_AUDIT = 8
-TOLERABLE_SHORTFALL = 0.03
 NONUNIFORM = NonuniformSettings()
 # Fewer images of an optics group in a half-set than this give no noise spectrum of their own.
 LEAST_FOR_NOISE = 50
+# Particles that the expected accuracy is averaged over, and directions that slices are looked at from.
+ACCURACY_TRIALS = 100
+PRECISION_DIRECTIONS = 500
 
 
 class Stop(Enum):
@@ -166,16 +171,9 @@ class Audit:
     shortfall_mean: float
 
     @property
-    def finding(self) -> str | None:
+    def finding(self) -> Finding | None:
         """What to say where more particles than tolerable are missed, by more than chance; else None."""
-        share = self.shortfall_share
-        if share - math.sqrt(share * (1.0 - share) / self.audited) <= TOLERABLE_SHORTFALL:
-            return None
-        return (
-            f"an exhaustive search finds a better pose for {share:.0%} of {self.audited} particles audited "
-            f"({TOLERABLE_SHORTFALL:.0%} is tolerable); give smaller search extents, or a larger "
-            "search.audit to know it better"
-        )
+        return missed_poses(self.shortfall_share, self.audited)
 
 
 @dataclass(frozen=True)
@@ -219,6 +217,31 @@ class IterationRecord:
 
 
 @dataclass(frozen=True)
+class Inspection:
+    """What the last references and sums tell beyond the poses, for figures and findings.
+
+    Attributes:
+        noise_before: (2, g, n_shells) noise variance of half-sets and optics groups that the search used, in
+            the shells of the crop up to the last that images were kept for.
+        noise_after: the same less what the references explain at the refined poses. Each half-set is
+            explained by its own map, so a little of its noise counts as explained.
+        images: (2, g) number of images.
+        accuracy_rotation: degrees, mean `expected_accuracy` of a sample of particles in the last band.
+        accuracy_shift: Å, the same.
+        directions: (m, 3) viewing directions of the half sphere.
+        precision: (m,) `slice_precision` of those, up to the last band.
+    """
+
+    noise_before: Tensor
+    noise_after: Tensor
+    images: Tensor
+    accuracy_rotation: float
+    accuracy_shift: float
+    directions: Tensor
+    precision: Tensor
+
+
+@dataclass(frozen=True)
 class Refinement:
     """Result of a local refinement.
 
@@ -235,6 +258,8 @@ class Refinement:
         stop: why it ended.
         crop_size: px of the cropped images it worked on.
         audit: what the search left on the table, if that was asked for.
+        inspection: noise, expected accuracy and precision of directions at the end.
+        effective_radius: Å, of the ball with the mask's radius of gyration.
     """
 
     rotations: Tensor
@@ -248,6 +273,8 @@ class Refinement:
     stop: Stop
     crop_size: int
     audit: Audit | None
+    inspection: Inspection
+    effective_radius: float
 
     @property
     def rotation_sd(self) -> Tensor:
@@ -397,6 +424,7 @@ def refine(
         grid = _working_grid(domain, band, limit)
         volumes = _first_volumes(start, mask, settings.initial_lowpass, domain, grid)
         searched: _Searched | None = None
+        sums: tuple[FourierSums, FourierSums] | None = None
         log_posterior = begin.shifts_px.new_zeros(len(particles))
         records: list[IterationRecord] = []
         stop = Stop.ITERATION_LIMIT
@@ -478,6 +506,11 @@ def refine(
         if settings.audit > 0 and searched is not None:
             found = SearchResult(poses, log_posterior, curvature)
             audit = _audit(prepared, particles.half_sets, searched, found, space, settings)
+        assert searched is not None, "a refinement has at least one iteration"
+        assert sums is not None
+        inspection = _inspect(
+            prepared, half_sets, searched, sums, poses, pixel_size=pixel_size, seed=settings.seed
+        )
     evidence = log_evidence(log_posterior, torch.linalg.inv(covariance))
     return _result(
         particles,
@@ -490,6 +523,7 @@ def refine(
         tuple(records),
         stop,
         audit,
+        inspection,
     )
 
 
@@ -667,6 +701,66 @@ def _audit(
     return Audit(audited, float((shortfall > MISSED).float().mean()), float(shortfall.mean()))
 
 
+def _inspect(
+    prepared: _PreparedImages, half_sets: Sequence[Tensor], searched: _Searched,
+    sums: tuple[FourierSums, FourierSums], poses: Poses, *, pixel_size: float, seed: int,
+) -> Inspection:  # fmt: skip
+    """Noise before and after, expected accuracy, precision of directions: one slice a particle."""
+    band = searched.plans[0].stages[-1].shell  # that of both half-sets
+    plane = prepared.plane.up_to(band)
+    samples = plane.k.shape[0]
+    explained = prepared.noise.new_zeros(prepared.noise.shape, dtype=torch.float64)
+    for half, rows in _half_chunks(half_sets):
+        at = poses[rows]
+        model = slices(searched.references[half].up_to(band), at.rotations, plane)
+        images, weights = (
+            stored[rows, :samples].to(model.device) for stored in (prepared.images, prepared.weights)
+        )
+        cross = 2.0 * (images.conj() * shift_phase(plane, at.shifts_px) * model).real
+        gain = (cross - weights * model.abs().square()).double()
+        by_shell = gain.new_zeros(len(rows), explained.shape[1]).index_add_(1, plane.shell, gain)
+        explained.index_add_(0, prepared.noise_of[rows].to(explained.device), by_shell)
+    counts = torch.bincount(prepared.noise_of, minlength=len(explained)).reshape(2, -1)
+    before = prepared.noise.double().reshape(2, counts.shape[1], -1)
+    after = before - _mean_of_groups(explained, counts, prepared.plane)
+
+    generator = torch.Generator().manual_seed(seed)
+    found: list[tuple[Tensor, Tensor]] = []
+    for half, own in enumerate(half_sets):
+        rows = own[torch.randperm(len(own), generator=generator)[: ACCURACY_TRIALS // 2]]
+        whitened = _whiten(prepared, rows, prepared.weights)[:, :samples]
+        found.append(
+            expected_accuracy(
+                searched.references[half].up_to(band), plane, weights=whitened,
+                rotations=poses[rows].rotations, generator=generator,
+            )
+        )  # fmt: skip
+    rotation, shift = (torch.cat(parts) for parts in zip(*found, strict=True))
+    directions = fibonacci_directions(PRECISION_DIRECTIONS).to(prepared.plane.k)
+    both = sums[0] + sums[1]
+    precision = slice_precision(
+        both.weight, shell_weight=both.shell_weight, pad=both.pad, plane=plane, directions=directions
+    )
+    return Inspection(
+        noise_before=before.cpu(),
+        noise_after=after.cpu(),
+        images=counts.cpu(),
+        accuracy_rotation=float(rotation.mean()),
+        accuracy_shift=float(shift.mean()) * pixel_size,
+        directions=directions.double().cpu(),
+        precision=precision.cpu(),
+    )
+
+
+def _mean_of_groups(sums: Tensor, counts: Tensor, plane: HalfPlane) -> Tensor:
+    """(2, g, n_shells) mean of sums (2 g, n_shells) over images and samples, pooled as in `_noise`."""
+    samples = torch.bincount(plane.shell, minlength=plane.max_shell + 1).clamp_min(1)
+    images = counts.to(sums.device)[..., None]
+    grouped = sums.reshape(2, counts.shape[1], -1)
+    pooled = grouped.sum(dim=1, keepdim=True) / images.sum(dim=1, keepdim=True).clamp_min(1)
+    return torch.where(images >= LEAST_FOR_NOISE, grouped / images.clamp_min(1), pooled) / samples
+
+
 def _half_chunks(half_sets: Sequence[Tensor], chunk: int = 256) -> Iterator[tuple[int, Tensor]]:
     """(half-set, particle numbers) in pieces."""
     for half, members in enumerate(half_sets):
@@ -841,7 +935,7 @@ def _settled(records: list[IterationRecord], *, corrected: bool) -> bool:
 def _result(
     particles: Particles, poses: Poses, covariance: Tensor, log_posterior: Tensor, evidence: Tensor,
     start_shift_px: Tensor, domain: _Domain, records: tuple[IterationRecord, ...], stop: Stop,
-    audit: Audit | None,
+    audit: Audit | None, inspection: Inspection,
 ) -> Refinement:  # fmt: skip
     """Poses back in the frame of the whole map, in float64."""
     # the search works in float32: take over the change of rotation, so that the product stays orthonormal
@@ -862,4 +956,6 @@ def _result(
         stop=stop,
         crop_size=domain.crop_size,
         audit=audit,
+        inspection=inspection,
+        effective_radius=domain.effective_radius_px * particles.pixel_size,
     )

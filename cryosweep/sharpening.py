@@ -15,9 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cryosweep import rules
 from cryosweep.fourier import frequency_radius, low_pass_transfer, multiply_spectrum, shell_count, shell_sum
 from cryosweep.reconstruction import HalfMaps, fsc_weighted
 from cryosweep.resolution import crossing, effective_samples, fsc_sd
+from cryosweep.rules import Finding
 
 # Coarser than this the amplitudes tell the shape of the particle, not its order.
 FIT_FROM = 10.0
@@ -77,7 +79,7 @@ class Sharpened:
         resolution: Å, of the low-pass.
         plot: of the half maps under the mask.
         fit: the line that gave `b_factor`; None if it was chosen, or if no line could be fitted.
-        notes: what a person should know about it, as sentences.
+        findings: what is questionable about it.
     """
 
     volume: Tensor
@@ -85,7 +87,7 @@ class Sharpened:
     resolution: float
     plot: GuinierPlot
     fit: GuinierFit | None
-    notes: tuple[str, ...]
+    findings: tuple[Finding, ...]
 
     @property
     def description(self) -> str:
@@ -250,19 +252,15 @@ def sharpen(
         resolution = crossing(fsc, 0.143, box_size=int(mask.shape[-1]), pixel_size=pixel_size)
     plot = guinier_plot(half_maps, mask, fsc)
     fit: GuinierFit | None = None
-    notes: list[str] = []
+    finding: Finding | None = None
     if b_factor is None:
         try:
             fit = fit_guinier(plot, low_resolution=fit_from, high_resolution=resolution)
         except ValueError as error:
-            notes.append(f"No B-factor was fitted and none applied: {error}. Choose one for a sharper map.")
+            finding = rules.no_b_factor(str(error))
         else:
-            if fit.b_factor > -2.0 * fit.b_factor_se:
-                notes.append(
-                    f"The B-factor of {fit.b_factor:.0f} ± {fit.b_factor_se:.0f} Å^2 is not clearly below 0: "
-                    f"the amplitudes hardly fall off. Look at the Guinier plot before using the map."
-                )
+            finding = rules.b_factor(fit.b_factor, fit.b_factor_se)
     applied = b_factor if b_factor is not None else 0.0 if fit is None else fit.b_factor
     weighted = fsc_weighted(half_maps, fsc, last_shell=fsc.numel() - 1)
     volume = apply_b_factor(weighted, applied, resolution=resolution, pixel_size=pixel_size)
-    return Sharpened(volume, applied, resolution, plot, fit, tuple(notes))
+    return Sharpened(volume, applied, resolution, plot, fit, rules.present((finding,)))

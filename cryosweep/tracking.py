@@ -29,6 +29,7 @@ Cell = float | int | str
 # Limits of one `log_batch` (MLflow 3.17.2), and how long a number may wait before it is sent.
 METRICS_PER_BATCH = 1000
 PARAMS_PER_BATCH = 100
+TAG_LENGTH = 5000
 SECONDS_BEFORE_SENDING = 5.0
 
 # On these a write-ahead log breaks: its index is shared memory, which other machines do not see.
@@ -56,6 +57,10 @@ class Tracker(Protocol):
 
     def table(self, name: str, columns: Mapping[str, Sequence[Cell]]) -> None:
         """Columns of equal length, kept as one table."""
+        ...
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Words that belong to the whole run, by name."""
         ...
 
     def artifact(self, path: Path, *, folder: str = "") -> None:
@@ -96,6 +101,10 @@ class JsonLinesTracker:
         }
         self._write(event="table", name=name, columns=plain)
 
+    def tags(self, values: Mapping[str, str]) -> None:
+        """One line for all of them."""
+        self._write(event="tags", values=dict(values))
+
     def artifact(self, path: Path, *, folder: str = "") -> None:
         """Only the name: the file lies in the run folder already."""
         self._write(event="artifact", path=str(path), folder=folder)
@@ -135,6 +144,11 @@ class TrackerGroup:
         """Tell each."""
         for tracker in self.trackers:
             tracker.table(name, columns)
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Tell each."""
+        for tracker in self.trackers:
+            tracker.tags(values)
 
     def artifact(self, path: Path, *, folder: str = "") -> None:
         """Tell each."""
@@ -217,6 +231,13 @@ class MLflowTracker:
         """A table that MLflow shows beside the tables of other runs."""
         data = {key: list(column) for key, column in columns.items()}
         self._client().log_table(self._id(), data, f"{name}.json")
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Tags of the run, cut at the length MLflow takes."""
+        from mlflow.entities import RunTag
+
+        entities = [RunTag(key, value[:TAG_LENGTH]) for key, value in values.items()]
+        self._client().log_batch(self._id(), tags=entities)
 
     def artifact(self, path: Path, *, folder: str = "") -> None:
         """Copy a file or folder to the artifacts of the run."""

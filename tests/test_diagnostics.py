@@ -8,14 +8,21 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from cryosweep.diagnostics import (
+    conical_fsc_figure,
     fourier_slices_figure,
     gsfsc_figure,
     mask_figure,
+    noise_figure,
     pose_changes_figure,
+    pose_moves_figure,
+    precision_figure,
     region_colours,
     regions_figure,
     resolution_ticks,
+    scale_figure,
     slices_figure,
+    view_histogram,
+    views_figure,
 )
 from tests.synthetic_runs import ball_mask, blob_map
 
@@ -183,6 +190,96 @@ def test_pose_changes_of_a_held_pose_are_drawn() -> None:
     still = np.zeros(8)
     figure = pose_changes_figure(still, still, rotation_extent=0.0, shift_extent=0.0, at_shift_extent=0.0)
     assert [axes.get_title() for axes in figure.axes] == ["an extent of 0: nothing was searched"] * 2
+    drawn(figure)
+
+
+def test_pose_moves_state_the_share_at_each_limit() -> None:
+    turns = np.tile([1.0, -2.0, 3.0], (8, 1))
+    turns[0, 0], turns[1, 0] = 20.0, -19.5
+    shifts = np.zeros((8, 2))
+    shifts[2, 1] = 10.0
+    figure = pose_moves_figure(turns, shifts, rotation_extent=20.0, shift_extent=10.0)
+    assert [axes.get_title() for axes in figure.axes] == [
+        "25.0% at a limit", "0.0% at a limit", "0.0% at a limit", "0.0% at a limit", "12.5% at a limit",
+    ]  # fmt: skip
+    assert "37.5% within 5 % of a limit on some axis" in str(figure.get_suptitle())
+    for axes, extent in zip(figure.axes, (20.0, 20.0, 20.0, 10.0, 10.0), strict=True):
+        assert [line.get_xdata()[0] for line in axes.lines] == [-extent, extent]
+        # columns end at the limits
+        edges = [column.get_x() for column in axes.patches]
+        assert min(abs(edge - extent) for edge in edges) < 1e-9
+    drawn(figure)
+
+
+def test_pose_moves_of_held_poses_are_drawn_and_none_are_refused() -> None:
+    still = pose_moves_figure(np.zeros((4, 3)), np.zeros((4, 2)), rotation_extent=0.0, shift_extent=0.0)
+    assert {axes.get_title() for axes in still.axes} == {"an extent of 0: not searched"}
+    drawn(still)
+    with pytest.raises(ValueError, match="no particles"):
+        pose_moves_figure(np.zeros((0, 3)), np.zeros((0, 2)), rotation_extent=20.0, shift_extent=10.0)
+
+
+def test_scale_says_when_it_was_not_refined() -> None:
+    constant = scale_figure(np.ones(7))
+    assert "was not refined: all 7 particles have 1" in texts(constant)
+    drawn(constant)
+    spread = scale_figure(np.array([0.8, 1.0, 1.0, 1.2]))
+    assert "median 1.000, SD 0.141" in texts(spread)
+    drawn(spread)
+    with pytest.raises(ValueError, match="no particles"):
+        scale_figure(np.array([]))
+
+
+def test_noise_figure_names_halves_and_groups_and_draws_what_is_explained() -> None:
+    frequency = np.arange(1, 17) / 112.0
+    before = 1e4 / frequency
+    spectra = {
+        f"half_set_{half}_group_{group}_{moment}": before * (0.9 if moment == "after" else 1.0)
+        for half in (1, 2) for group in (1, 2) for moment in ("before", "after")
+    }  # fmt: skip
+    figure = noise_figure(spectra, frequency=frequency, pixel_size=PIXEL_SIZE)
+    text = texts(figure)
+    assert "half-set 2, optics group 1, after" in text
+    for line in figure.axes[1].lines[:4]:
+        assert line.get_ydata() == pytest.approx(10.0)
+    drawn(figure)
+    one = {name: values for name, values in spectra.items() if "group_1" in name}
+    assert "optics group" not in texts(noise_figure(one, frequency=frequency, pixel_size=PIXEL_SIZE))
+
+
+def test_view_histogram_has_fields_of_equal_area_named_by_relions_angles() -> None:
+    angles = np.random.default_rng(1).normal(size=(20_000, 3))
+    even = view_histogram(angles / np.linalg.norm(angles, axis=1, keepdims=True))
+    assert even.count.sum() == 20_000
+    # 882 fields of 22.7 views each: Poisson
+    assert even.count.std() == pytest.approx(np.sqrt(even.count.mean()), rel=0.15)
+    tilt, rot = np.radians(50.0), np.radians(-70.0)
+    one = np.array([[np.sin(tilt) * np.cos(rot), np.sin(tilt) * np.sin(rot), np.cos(tilt)]])
+    rows = view_histogram(one.repeat(400, axis=0)).rows()
+    place = int(np.argmax(rows["views"]))
+    assert abs(rows["rot"][place] + 70.0) <= 30.0
+    assert abs(rows["tilt"][place] - 50.0) <= 30.0
+    figure = views_figure(even, scf=0.97)
+    assert "SCF* 0.97" in str(figure.get_suptitle())
+    drawn(figure)
+
+
+def test_precision_figure_states_the_ratio_and_shows_opposite_views_alike() -> None:
+    directions = np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    figure = precision_figure(directions, np.array([2.4, 0.2, 0.4]))
+    assert "largest over smallest 12.0 (TOO UNEVEN" in str(figure.get_suptitle())
+    values = np.asarray(figure.axes[0].collections[0].get_array()).reshape(90, 180)
+    assert values[0, 0] == values[-1, 0] == 2.4  # both poles
+    assert values[45, 90] == values[45, 0] == 0.2  # +x in the middle, -x at the rim
+    drawn(figure)
+
+
+def test_conical_fsc_figure_states_cfar() -> None:
+    frequency = np.arange(1, 17) / 112.0
+    curves = np.stack([1.0 / (1.0 + (frequency * width) ** 6) for width in (8.0, 12.0, 16.0)])
+    figure = conical_fsc_figure(curves, frequency=frequency, pixel_size=PIXEL_SIZE, cfar=0.4)
+    assert "cFAR 0.40 (0.5 or more is well; UNEVEN)" in texts(figure)
+    assert "all 3 cones" in texts(figure)
     drawn(figure)
 
 

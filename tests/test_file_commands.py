@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from cryosweep import composition, file_commands, job
+from cryosweep.anisotropy import sampling_compensation
 from cryosweep.file_commands import fsc
 from cryosweep.fourier import gaussian_filter, high_pass, low_pass
 from cryosweep.fulcrum import interface
@@ -38,6 +39,7 @@ from cryosweep.regularisation import NonuniformSettings, nonuniform
 from cryosweep.resolution import crossing, five_curves
 from cryosweep.resolution import fsc as correlate
 from cryosweep.simulate import SimulationSettings, simulate
+from cryosweep.study.assessment import directional_fsc
 from cryosweep.subtraction import rest_of, subtracted
 from cryosweep.volume import Grid, flip_hand, resample, resize_box
 
@@ -132,10 +134,10 @@ def test_the_mask_is_that_of_the_library(here: Path, capsys: pytest.CaptureFixtu
 
 def test_a_mask_is_judged_at_the_resolution_given(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*MASK, "map.mrc", "-o", "mask.mrc", "--resolution", 20) == 0
-    assert "soft padding of 20.0 Å (2.9 px) is below 105.0 Å (15 px), which is 5 times the resolution" in (
+    assert "padding is 20.0 Å (2.9 px); at least 105.0 Å (15 px), which is 5 times the resolution" in (
         capsys.readouterr().out
     )
-    wide = ("--threshold", 0.3, "--dilation-radius", 0, "--soft-padding-width", "10px")
+    wide = ("--threshold", 0.9, "--dilation-radius", 0, "--soft-padding-width", "12.1px")
     assert run("mask", "map.mrc", "-o", "wide.mrc", *wide) == 0
     assert (
         "nothing to object to at a resolution of 14 Å (Nyquist; see --resolution)" in capsys.readouterr().out
@@ -185,7 +187,7 @@ def test_operations_are_done_in_the_order_given(here: Path, capsys: pytest.Captu
     outside = 1 - float((expected.double() * base).square().sum() / base.double().square().sum())
     assert f"{outside:.0%} of the power of the map it was cut from lies outside" in said
     assert f"mask: {float(expected.sum()) * PIXEL**3:.0f} Å^3" in said
-    assert "The soft padding of 20.0 Å (2.9 px) is below 70.0 Å" in said
+    assert "R1 warning: the soft padding is 20.0 Å (2.9 px); at least 70.0 Å" in said
     # smoothing after the threshold is another thing than before it
     assert run("volume", "map.mrc", "-o", "late.mrc", "--threshold", 0.3, "--gaussian", "1px") == 0
     late = gaussian_filter((source > 0.3).float(), sigma=PIXEL, pixel_size=PIXEL)
@@ -260,7 +262,7 @@ def test_what_is_said_of_a_mask_is_measured_on_it(here: Path, capsys: pytest.Cap
     assert "hard edge" in said
     assert "cuts through density" in said
     assert run("volume", "half_a.mrc", "-o", "c.mrc", "--threshold", 1.0, "--pad-softly", "10px") == 0
-    assert "The mask base is not smooth" in capsys.readouterr().out
+    assert "R6 warning: the mask base is not smooth" in capsys.readouterr().out
     assert run("volume", "half_a.mrc", "-o", "d.mrc", "--low-pass", 40) == 0
     assert "mask" not in capsys.readouterr().out
     assert run("volume", "mask.mrc", "-o", "e.mrc", "--pixel-size", 10.0) == 0
@@ -522,6 +524,29 @@ def test_five_curves_under_a_mask(here: Path, capsys: pytest.CaptureFixture[str]
     corrected = crossing(expected.corrected, 0.143, box_size=BOX, pixel_size=PIXEL)
     assert re.search(rf"^corrected +{corrected:.2f} Å", said, re.M)
     assert "randomised " not in said
+
+
+def test_cones_are_those_of_the_library_and_views_are_judged(
+    here: Path, simulated: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(*MASK, "map.mrc", "-o", "mask.mrc")
+    capsys.readouterr()
+    arguments = ("anisotropy", "half_a.mrc", "half_b.mrc", "--mask", "mask.mrc", "-o", "cones.csv")
+    star = simulated / "particles.star"
+    assert run(*arguments, "--plot", "cones.png", "--star", star) == 0
+    a, b, mask = (read_map(here / f"{name}.mrc").data for name in ("half_a", "half_b", "mask"))
+    reached = crossing(correlate(a * mask, b * mask), 0.143, box_size=BOX, pixel_size=PIXEL)
+    cones = directional_fsc(HalfMaps(a, b, PIXEL), mask, resolution=reached)
+    table = pd.read_csv(here / "cones.csv")
+    assert table["area"].to_numpy() == pytest.approx(cones.areas.numpy(), abs=1e-5)
+    assert table["shell_3"].to_numpy() == pytest.approx(cones.curves[:, 3].numpy(), abs=1e-5)
+    assert (here / "cones.png").stat().st_size > 1000
+    views = read_particles(star).rotations[:, 2]
+    printed = capsys.readouterr().out
+    assert f"cFAR {cones.cfar:.2f} over 256 cones" in printed
+    assert f"SCF* {sampling_compensation(views):.2f} of {len(views)} views" in printed
+    assert run(*arguments, "--overwrite") == 0
+    assert "SCF*" not in capsys.readouterr().out
 
 
 def test_two_curves_without_a_mask(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -792,7 +817,17 @@ def test_a_failed_write_leaves_none_of_the_files(
 
 @pytest.mark.parametrize(
     "command",
-    ["mask", "volume", "fulcrum", "reconstruct", "consensus", "regularise", "fsc", "simulate"],
+    [
+        "mask",
+        "volume",
+        "fulcrum",
+        "reconstruct",
+        "consensus",
+        "regularise",
+        "fsc",
+        "anisotropy",
+        "simulate",
+    ],
 )
 def test_help_fits_a_screen_and_its_example_is_accepted(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -12,6 +12,7 @@ from cryosweep.geometry import (
     angle_between,
     euler_from_rotation,
     mean_rotation,
+    moves_about,
     pivot_shift,
     random_rotations,
     rotation_from_euler,
@@ -95,3 +96,17 @@ def test_random_rotations_are_uniform(generator):
     # each entry of a uniform rotation has mean 0 and variance 1/3
     assert float(rotations.mean(0).abs().max()) < 0.02
     assert float((rotations.square().mean(0) - 1 / 3).abs().max()) < 0.01
+
+
+def test_moves_about_a_fulcrum_undo_what_was_done(generator: torch.Generator) -> None:
+    """Turned about a fulcrum and then shifted: the turn and the shift come back."""
+    old = random_rotations(20, generator, dtype=torch.float64)
+    turns = 0.3 * torch.randn(20, 3, generator=generator, dtype=torch.float64)
+    moved = torch.randn(20, 2, generator=generator, dtype=torch.float64)
+    shifts = torch.randn(20, 2, generator=generator, dtype=torch.float64)
+    fulcrum = torch.tensor([4.0, -7.0, 2.0], dtype=torch.float64)
+    new = old @ rotation_from_vector(turns)
+    after = pivot_shift(old, new, shifts, fulcrum) + moved
+    found_turns, found_shifts = moves_about(new, after, old, shifts, fulcrum)
+    torch.testing.assert_close(found_turns, turns, rtol=0, atol=1e-12)
+    torch.testing.assert_close(found_shifts, moved, rtol=0, atol=1e-12)

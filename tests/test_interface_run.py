@@ -17,6 +17,7 @@ from cryosweep.io import read_map, read_marker, write_map
 from cryosweep.mask import soft_mask, spherical_mask
 from cryosweep.reconstruction import HalfMaps
 from cryosweep.simulate import DOMAINS, Truth, domain_labels, load_ribosome
+from cryosweep.study.review import review_setup
 
 BOX, PIXEL, ORIGIN = 64, 5.25, (-30.0, 12.5, 4.0)
 SMALL = (f"data.box_size={BOX}", f"data.pixel_size={PIXEL}", "refinement.initial_lowpass=20")
@@ -127,14 +128,33 @@ def test_holes_are_filled_where_the_configuration_says_so() -> None:
         assert bool(made[BOX // 2, BOX // 2, BOX // 2] == 1.0) is (value == "true")
 
 
-def test_notes_about_the_mask_name_a_rough_base_and_a_steep_file() -> None:
+class Few(argparse.Namespace):
+    """What a review of a set-up reads of particles."""
+
+    pixel_size = PIXEL
+    half_sets = torch.arange(100) % 2
+
+    def __len__(self) -> int:
+        return len(self.half_sets)
+
+
+def about_mask(config: JobConfig, mask: torch.Tensor, base: torch.Tensor | None) -> list[str]:
+    """What the rules of masks say of a job's aligning mask, before it runs."""
+    findings = review_setup(
+        mask, torch.zeros_like(mask), Few(), fulcrum=torch.zeros(3, dtype=torch.float64),
+        settings=job._settings(config), made=job._mask_origin(config, base, mask, PIXEL),
+        resolution=config.refinement.initial_lowpass,
+    )  # fmt: skip
+    return [str(finding) for finding in findings if finding.code in ("R1", "R2", "R5", "R6")]
+
+
+def test_findings_about_the_mask_name_a_rough_base_and_a_steep_file() -> None:
     noise = torch.randn(BOX, BOX, BOX, generator=torch.Generator().manual_seed(1))
-    config = plan("mask_base=consensus")
     wide = spherical_mask(BOX, outer_px=31, inner_px=3)
-    notes = job._mask_notes(config, wide, ball(14, (0, 0, 0)) + noise, PARTICLES)
+    notes = about_mask(plan("mask_base=consensus"), wide, ball(14, (0, 0, 0)) + noise)
     assert any("mask base is not smooth" in note and "resolution of 10.5 Å" in note for note in notes)
-    steep = job._mask_notes(
-        plan("mask=file", "mask.path=a.mrc"), spherical_mask(BOX, outer_px=18, inner_px=14), None, PARTICLES
+    steep = about_mask(
+        plan("mask=file", "mask.path=a.mrc"), spherical_mask(BOX, outer_px=18, inner_px=14), None
     )
     assert ["as steep as a soft padding of" in note for note in steep] == [True]
 

@@ -18,6 +18,7 @@ from cryosweep.io import (
     new_particles,
     open_stack_for_writing,
     read_particles,
+    read_views,
     write_particles,
 )
 
@@ -888,3 +889,8 @@ def test_relion_makes_the_same_map_of_an_old_file_and_its_copy(shared_data, tmp_
         maps.append(mrcfile.read(tmp_path / f"{name}.mrc"))
     np.testing.assert_allclose(maps[0], maps[1], atol=1e-6)
     assert maps[0].std() > 0.01
+
+
+def test_views_are_the_third_rows_of_the_rotations(project):
+    path = relion31(project)
+    torch.testing.assert_close(read_views(path), read_particles(path).rotations[:, 2])

@@ -1,16 +1,17 @@
 """Masks against brute force, closed forms and properties. Against RELION: test_relion_mask_fsc.py."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cryosweep import rules
 from cryosweep.fourier import frequency_radius, gaussian_filter, low_pass, multiply_spectrum
 from cryosweep.mask import (
     centre_of_mass,
-    check_mask,
     density_on_edge,
     difference,
     dilate,
@@ -235,27 +236,6 @@ def test_minimum_soft_padding_is_in_whole_pixels() -> None:
         minimum_soft_padding(0.0, 1.4)
 
 
-def test_check_mask_names_what_is_wrong_and_what_to_do() -> None:
-    good = spherical_mask(48, outer_px=20.0, inner_px=5.0)
-
-    def check(mask: torch.Tensor, padding: float) -> tuple[str, ...]:
-        return check_mask(mask, pixel_size=2.0, resolution=6.0, soft_padding_width=padding)
-
-    assert check(good, 30.0) == ()
-    assert check(good, 28.0) == ()  # one pixel of slack
-    (padding,) = check(good, 27.9)
-    assert "27.9 Å (13.9 px) is below 30.0 Å (15 px)" in padding
-    assert "widen the soft padding" in padding
-    (hard,) = check((good > 0.5).float(), 0.0)
-    assert "hard edge" in hard
-    (touching,) = check(spherical_mask(48, outer_px=30.0, inner_px=15.0), 30.0)
-    assert "reaches the box boundary (value 0.45 there)" in touching
-    (empty,) = check(torch.zeros(8, 8, 8), 30.0)
-    assert "zero everywhere" in empty
-    (scaled,) = check(2 * good, 30.0)
-    assert "values from 0 to 2" in scaled
-
-
 # ---- holes and set logic ----
 
 
@@ -330,14 +310,16 @@ def test_set_logic_of_regions_is_that_of_booleans_and_union_that_of_their_soft_m
 # ---- what a mask does to a map ----
 
 
-@pytest.mark.parametrize("width", [4.0, 8.0, 17.0])
+@pytest.mark.parametrize("width", [4.0, 7.0, 8.0, 12.0, 17.0])
 def test_the_width_of_an_edge_is_read_off_its_steepest_place(width: float) -> None:
     ball = spherical_mask(64, outer_px=9 + width, inner_px=9)
     assert width - 1.5 < edge_width_px(ball) <= width
     region = blob(12)
     padded = torch.nn.functional.pad(region, [26] * 6)
     assert width - 1.5 < edge_width_px(soft_edge(padded, width)) <= width
-    assert edge_width_px(ball.round()) == 0.0
+    hard = spherical_mask(64, outer_px=12.0, inner_px=12.0)
+    assert width - 1.5 < edge_width_px(soft_edge(hard > 0.5, width)) <= width
+    assert edge_width_px(ball.round()) == edge_width_px(hard) == edge_width_px(torch.zeros(8, 8, 8)) == 0.0
     assert edge_width_px(torch.full((8, 8, 8), 0.5)) == math.inf
 
 
@@ -379,11 +361,16 @@ def test_density_on_the_edge_and_outside_of_a_mask() -> None:
     assert density_on_edge(inner, half) == pytest.approx(math.sqrt(0.5), rel=0.05)
     assert density_on_edge(torch.ones(8, 8, 8), torch.ones(8, 8, 8)) == 0.0
     assert density_on_edge(inner, torch.zeros(48, 48, 48)) == 0.0
+    # a hard edge within a ball of density, and a soft one around it
+    inside = spherical_mask(48, outer_px=4, inner_px=4)
+    assert density_on_edge(inside, ball) == pytest.approx(1.0)
+    assert density_on_edge(spherical_mask(48, outer_px=12, inner_px=8), ball) < 0.05
 
 
 def test_check_mask_measures_the_edge_and_judges_the_base() -> None:
-    def check(mask: torch.Tensor, base: torch.Tensor | None = None, **more: float) -> tuple[str, ...]:
-        return check_mask(mask, pixel_size=2.0, resolution=6.0, base=base, **more)
+    def check(mask: torch.Tensor, base: torch.Tensor | None = None, **more: Any) -> tuple[str, ...]:
+        found = rules.check_mask(mask, pixel_size=2.0, resolution=6.0, base=base, **more)
+        return tuple(map(str, found))
 
     ball = spherical_mask(64, outer_px=16, inner_px=8)
     wide, narrow = spherical_mask(64, outer_px=25, inner_px=9), spherical_mask(64, outer_px=15, inner_px=9)
@@ -391,13 +378,21 @@ def test_check_mask_measures_the_edge_and_judges_the_base() -> None:
     assert check(wide) == check(wide, smooth) == ()
     (steep,) = check(narrow)
     assert "as steep as a soft padding of" in steep
-    assert "that is below 30.0 Å (15 px)" in steep
+    assert steep.startswith("R1 warning")
+    assert "at least 30.0 Å (15 px)" in steep
     width = float(steep.split("padding of ")[1].split(" Å")[0])
     assert width == pytest.approx(12.0, rel=0.06)
-    steep, cut = check(narrow, torch.ones(64, 64, 64))
-    assert "That edge cuts through density: on it the base has 100% of its" in cut
+    (cut,) = check(narrow, torch.ones(64, 64, 64))
+    assert "as steep as a soft padding of" in cut
+    assert "and cuts through density: on it the map has 100% of its" in cut
+    (hard,) = check((narrow > 0.5).float(), torch.ones(64, 64, 64))
+    assert hard.startswith("R1 error: the mask has a hard edge and cuts through density")
+    # another map than the base may show what the edge cuts
+    (shown,) = check(narrow, smooth, density=torch.ones(64, 64, 64))
+    assert shown == cut
     noise = torch.randn(64, 64, 64, generator=torch.Generator().manual_seed(3)) * 0.3
     (rough,) = check(wide, ball + noise)
+    assert rough.startswith("R6 warning")
     assert "detail finer than 18.0 Å, 3 times the resolution of 6.0 Å" in rough
     assert "Gaussian of 3.4 Å or more" in rough
     # judged at a coarser resolution than it is smooth for
@@ -423,14 +418,16 @@ def test_a_base_smoothed_as_advised_passes_and_a_raw_one_does_not(record_propert
     head = domain_labels(structure, box_size=96, pixel_size=pixel_size) == 1 + DOMAINS.index("head")
     wide = spherical_mask(96, outer_px=47, inner_px=1)
     for resolution in (7.0, 9.0, 12.0):
-        (raw,) = check_mask(
+        (raw,) = rules.check_mask(
             wide, pixel_size=pixel_size, resolution=8.0, base=density, base_resolution=resolution
         )
-        sigma = float(raw.split("Gaussian of ")[1].split(" Å")[0])
+        sigma = float(str(raw).split("Gaussian of ")[1].split(" Å")[0])
         smooth = gaussian_filter(density, sigma=sigma, pixel_size=pixel_size)
         for name, base in (("whole", smooth), ("head", smooth * head)):
             assert (
-                check_mask(wide, pixel_size=pixel_size, resolution=8.0, base=base, base_resolution=resolution)
+                rules.check_mask(
+                    wide, pixel_size=pixel_size, resolution=8.0, base=base, base_resolution=resolution
+                )
                 == ()
             )
             share = fine_power(base, pixel_size=pixel_size, finer_than=3 * resolution)

@@ -23,15 +23,26 @@ from cryosweep.io import read_particles, write_map, write_particles
 from cryosweep.io.particles import Particles
 from cryosweep.mask import centre_of_mass
 from cryosweep.simulate import align_frames, load_ribosome, pose_errors, render_domain
+from cryosweep.study.findings import read_findings, tags_of
 from cryosweep.study.sweep import read_sweep
 from cryosweep.tracking import store_uri
 
-VOLUMES = ("half_a", "half_b", "map", "start_map", "mask", "scoring_mask")
-FIGURES = ("slices", "fourier_slices", "mask", "gsfsc", "pose_changes")
+VOLUMES = ("half_a", "half_b", "map", "start_map", "sharpened", "mask", "scoring_mask")
+FIGURES = (
+    "slices", "fourier_slices", "mask", "gsfsc", "pose_changes", "guinier", "noise", "views", "precision",
+    "conical_fsc",
+)  # fmt: skip
 TABLES = (
     "fsc.csv",
     "iterations.csv",
     "poses.csv",
+    "guinier.csv",
+    "noise.csv",
+    "views.csv",
+    "directions.csv",
+    "conical_fsc.csv",
+    "findings.json",
+    "findings.txt",
     "particles.star",
     "summary.json",
     "run.json",
@@ -143,7 +154,7 @@ def test_real_tilt_images_run_to_the_end(
     ):
         assert told in notes
         assert told in printed
-    assert "The mask reaches the box boundary" in notes
+    assert "the mask reaches the box boundary" in notes
 
     # the stack holds one image more than the table has rows, and every row found its own
     before = read_particles(tilt_series, ctf_damping="absolute")
@@ -178,6 +189,10 @@ def test_real_tilt_images_run_to_the_end(
     assert run.info.status == "FINISHED"
     assert client.get_experiment(run.info.experiment_id).name == "tilt"
     assert run.data.metrics["fsc_area/frozen"] == read_json(folder / "summary.json")["fsc_area/frozen"]
+    findings = read_findings(folder)
+    assert {"R1", "R5"} <= {finding.code for finding in findings}
+    tags = {key: value for key, value in run.data.tags.items() if key.startswith("finding.")}
+    assert tags == tags_of(findings)
     stored = {file.path for file in client.list_artifacts(run.info.run_id)}
     assert stored >= {*TABLES, *(f"{name}.mrc" for name in VOLUMES)}
     figures_stored = {file.path for file in client.list_artifacts(run.info.run_id, "figures")}

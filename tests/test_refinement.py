@@ -187,7 +187,7 @@ def test_audit_tells_a_bad_search(scene, monkeypatch):
     monkeypatch.setattr(refinement, "plan_search", poor)
     audit = run(scene, max_iterations=1, audit=0.1).audit
     assert audit.shortfall_share > 0.5
-    assert "search.audit" in audit.finding
+    assert "search.audit" in str(audit.finding)
 
 
 @pytest.mark.parametrize(
@@ -195,6 +195,51 @@ def test_audit_tells_a_bad_search(scene, monkeypatch):
 )
 def test_audit_speaks_up_beyond_chance(share, audited, said):
     assert (Audit(audited, share, 0.1).finding is not None) is said
+
+
+def test_noise_after_is_the_residual_of_the_references(scene, monkeypatch):
+    """With a CTF of 1 the residual can be taken sample by sample: image less shifted slice, squared."""
+    seen = []
+    inspect = refinement._inspect
+
+    def spy(prepared, half_sets, searched, sums, poses, **named):
+        seen.append((prepared, searched, poses))
+        return inspect(prepared, half_sets, searched, sums, poses, **named)
+
+    monkeypatch.setattr(refinement, "_inspect", spy)
+    found = run(scene, max_iterations=1).inspection
+    ((prepared, searched, poses),) = seen
+    plane = prepared.plane.up_to(searched.plans[0].stages[-1].shell)
+    samples = torch.bincount(plane.shell)
+    assert found.images.tolist() == [[120], [120]]
+    for half in (0, 1):
+        rows = (scene.particles.half_sets == half).nonzero().squeeze(-1)
+        model = slices(searched.references[half], poses[rows].rotations, plane)
+        model = model * shift_phase(plane, poses[rows].shifts_px)
+        residual = (prepared.images[rows][:, : plane.k.shape[0]] - model).abs().square().double()
+        mean = torch.zeros(len(samples)).double().index_add_(0, plane.shell, residual.mean(dim=0)) / samples
+        last = plane.max_shell
+        # float32 sums; the references explain between 1 and 40 % here
+        torch.testing.assert_close(
+            found.noise_after[half, 0, 1 : last + 1], mean[1 : last + 1], rtol=1e-3, atol=0
+        )
+        assert torch.equal(found.noise_after[half, 0, last + 1 :], found.noise_before[half, 0, last + 1 :])
+        assert float((found.noise_after / found.noise_before)[half, 0, 1:8].max()) < 0.99
+
+
+def test_expected_accuracy_is_in_line_with_the_errors_of_poses(scene, refined):
+    """Errors of poses are smaller than what can be told apart at P = 0.01, and not by much."""
+    found = refined.inspection
+    error = float(rotation_errors(scene, refined.rotations).median())
+    assert 0.3 * found.accuracy_rotation < error < 2.0 * found.accuracy_rotation
+    assert 0.0 < found.accuracy_shift < 4.0
+
+
+def test_precision_of_random_views_is_even(refined):
+    precision = refined.inspection.precision
+    assert precision.shape == (refinement.PRECISION_DIRECTIONS,)
+    assert float(precision.mean()) == pytest.approx(1.0, abs=0.05)
+    assert float(precision.max() / precision.min()) < 3.0
 
 
 def test_extents_of_zero_leave_the_poses_and_count_nobody_at_a_limit(scene):

@@ -4,6 +4,7 @@ The object is the ribosome's head, asymmetric and off the centre of the box. She
 images have no mean here, and RELION's maps keep only a few per cent of theirs.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,13 +17,14 @@ import starfile
 import torch
 from torch import Tensor
 
+from cryosweep.accuracy import ANGLES, SHIFTS, expected_accuracy
 from cryosweep.ctf import Optics, contrast_transfer
-from cryosweep.fourier import half_plane, shell_sum, spectrum_of_images
+from cryosweep.fourier import half_plane, low_pass, shell_sum, spectrum_of_images
 from cryosweep.geometry import angle_between, euler_from_rotation, random_rotations
 from cryosweep.io import new_particles, open_stack_for_writing, read_particles, write_map, write_particles
 from cryosweep.io.particles import Particles
 from cryosweep.mask import soft_mask, spherical_mask
-from cryosweep.projector import project
+from cryosweep.projector import make_reference, project
 from cryosweep.reconstruction import half_map_sums, reconstruct_half_maps, unfiltered
 from cryosweep.refinement import RefinementSettings, refine
 from cryosweep.resolution import fsc
@@ -185,6 +187,51 @@ def test_projection_and_ctf_are_those_of_relion_project(
         record_property(f"correlation_with_{what.replace(' ', '_')}", median)
         say(f"projection with {what}: median correlation {median:.3f}")
         assert median < 0.98
+
+
+# ---- accuracy of poses ----
+
+
+def test_expected_accuracy_is_that_of_relion_refine(
+    head: Tensor, relion: Relion, tmp_path: Path, generator: torch.Generator, record_property: Record
+) -> None:
+    """Same reference, poses, CTFs and noise spectrum, which is the one RELION estimated before its iteration.
+
+    RELION takes the first step of its ladder that passes, for 100 particles, turned about a Euler angle each;
+    here the axes are those of the view, so the means agree but for the choice of axes and of particles.
+    """
+    particles = simulate_head(head, tmp_path, count=200, snr=0.2, generator=generator)
+    reference = low_pass(head.float(), resolution=20.0, pixel_size=PIXEL_SIZE)
+    write_map(tmp_path / "reference.mrc", reference, pixel_size=PIXEL_SIZE)
+    (tmp_path / "relion").mkdir()
+    relion(
+        "relion_refine", "--i", "particles.star", "--ref", "reference.mrc", "--o", "relion/run", "--iter", 1,
+        "--ctf", "--ini_high", 15, "--particle_diameter", 200, "--healpix_order", 2, "--sigma_ang", 3,
+        "--offset_range", 3, "--offset_step", 2, "--K", 1, "--tau2_fudge", 1, "--pad", 2,
+        "--dont_check_norm", "--random_seed", 7,
+    )  # fmt: skip
+    model = starfile.read(tmp_path / "relion" / "run_it001_model.star")
+    theirs = model["model_classes"].iloc[0]
+    before = starfile.read(tmp_path / "relion" / "run_it000_model.star")
+    (spectrum,) = (
+        table for name, table in before.items() if re.fullmatch("model_(group|optics_group)_1", name)
+    )
+    variance = 2.0 * BOX_SIZE**4 * torch.tensor(spectrum["rlnSigma2Noise"].tolist()).double()
+    plane = half_plane(BOX_SIZE, max_shell=14, dtype=torch.float32, device=CPU)
+    transfer = contrast_transfer(particles.optics, plane.k.double() / (BOX_SIZE * PIXEL_SIZE))
+    rotation, shift = expected_accuracy(
+        make_reference(reference), plane, weights=(transfer.square() / variance[plane.shell]).float(),
+        rotations=particles.rotations.float(), generator=generator,
+    )  # fmt: skip
+    for name, ours, ladder, expected in (
+        ("rotation (degrees)", rotation, ANGLES, float(theirs["rlnAccuracyRotations"])),
+        ("shift (px)", shift, SHIFTS, float(theirs["rlnAccuracyTranslationsAngst"]) / PIXEL_SIZE),
+    ):
+        steps = torch.tensor(ladder, dtype=ours.dtype)
+        taken = float(steps[torch.searchsorted(steps, ours).clamp_max(len(ladder) - 1)].mean())
+        record_property(f"expected accuracy of {name}, ours and RELION's", f"{taken:.3f} {expected:.3f}")
+        say(f"{name}: {taken:.3f} {expected:.3f}")
+        assert taken == pytest.approx(expected, rel=0.15)
 
 
 # ---- reconstruction ----

@@ -162,7 +162,7 @@ def test_sharpening_is_its_formula(generator: torch.Generator) -> None:
     spectrum = torch.fft.rfftn(0.5 * (halves.half_a + halves.half_b).double())
     spectrum = spectrum * weight[shells] * torch.exp(22.5 * frequency().double().square())
     expected = low_pass(torch.fft.irfftn(spectrum, s=(BOX,) * 3), resolution=5.0, pixel_size=PIXEL)
-    assert (found.b_factor, found.fit, found.notes, found.resolution) == (-90.0, None, (), 5.0)
+    assert (found.b_factor, found.fit, found.findings, found.resolution) == (-90.0, None, (), 5.0)
     assert float((found.volume - expected).abs().max()) < 2e-5 * float(expected.abs().max())
 
 
@@ -185,8 +185,8 @@ def test_coarse_half_maps_get_no_b_factor(generator: torch.Generator) -> None:
     found = sharpen(halves, mask, curve)
     assert (found.b_factor, found.fit) == (0.0, None)
     assert found.resolution > 8.0
-    assert len(found.notes) == 1
-    assert "No B-factor was fitted and none applied" in found.notes[0]
+    assert len(found.findings) == 1
+    assert "R28 info: no B-factor was fitted and none applied" in str(found.findings[0])
     unsharpened = low_pass(
         fsc_weighted(halves, curve, last_shell=BOX // 2), resolution=found.resolution, pixel_size=PIXEL
     )
@@ -201,7 +201,7 @@ def test_amplitudes_that_do_not_fall_off_are_said(generator: torch.Generator) ->
     found = sharpen(HalfMaps(a, b, PIXEL), ones, fsc(a, b))
     assert found.fit is not None
     assert abs(found.fit.b_factor) < 4 * found.fit.b_factor_se
-    assert any("not clearly below 0" in note for note in found.notes)
+    assert any("not clearly below 0" in str(finding) for finding in found.findings)
 
 
 def test_a_curve_of_another_box_is_refused(generator: torch.Generator) -> None:

@@ -521,7 +521,7 @@ def test_a_job_on_images_without_the_rest(tmp_path: Path, monkeypatch: pytest.Mo
     assert taken["truth/fsc_area"] > plain["truth/fsc_area"]
     assert taken["truth/rotation_error_median"] < plain["truth/rotation_error_median"]
     notes = json.loads(Path("without", "run.json").read_text())["notes"]
-    dilated = "subtraction.dilation_radius=7: a mask of what is removed should not be dilated"
+    dilated = "R4 warning: the subtraction mask is dilated by 7.0 Å"
     assert any(dilated in note for note in notes)
     removed = read_map(tmp_path / "without" / "removed.mrc").data
     scoring = read_map(tmp_path / "without" / "scoring_mask.mrc").data

@@ -36,6 +36,7 @@ def tell_everything(tracker: Tracker, folder: Path) -> None:
     tracker.metrics({"resolution": 9.5}, step=2)
     tracker.curve("frozen", [1.0, 0.8, 0.1])
     tracker.table("fsc", {"shell": [0, 1], "frozen": [1.0, math.nan]})
+    tracker.tags({"finding.R7": "warning: " + "x" * 6000})
     tracker.artifact(folder / "note.txt")
     tracker.artifact(folder / "figures")
     tracker.finish("FINISHED")
@@ -51,6 +52,7 @@ def test_json_lines_hold_everything(tmp_path: Path) -> None:
         "metrics",
         "curve",
         "table",
+        "tags",
         "artifact",
         "artifact",
         "finish",
@@ -73,6 +75,7 @@ def test_a_run_in_the_store(uri: str, tmp_path: Path) -> None:
     assert run.info.run_name == "dilation_radius=7"
     assert run.data.params == {"mask.dilation_radius": "7", "prior": "null"}
     assert run.data.tags["mlflow.parentRunId"] == "abc"
+    assert run.data.tags["finding.R7"].startswith("warning: xxx")
     assert "undefined" not in run.data.metrics
     history = client.get_metric_history(tracker.run_id, "resolution")
     assert [(point.step, point.value) for point in history] == [(1, 12.0), (2, 9.5)]
@@ -156,7 +159,7 @@ def test_a_group_tells_everyone(tmp_path: Path) -> None:
         for path in paths
     )
     assert first == second
-    assert len(first) == 8
+    assert len(first) == 9
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cryosweep.file_commands import (
+    anisotropy,
     consensus,
     fsc,
     fulcrum,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from cryosweep.commands import Commands
 
 COMMANDS = (
-    consensus, segment, mask, volume, fulcrum, subtract, reconstruct, regularise, fsc, sharpen,
+    consensus, segment, mask, volume, fulcrum, subtract, reconstruct, regularise, fsc, anisotropy, sharpen,
     local_resolution, simulate, store,
 )  # fmt: skip
 

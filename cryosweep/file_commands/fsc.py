@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cryosweep.commands import Commands
+    from cryosweep.io.maps import Map
     from cryosweep.resolution import FscCurves
 
 THRESHOLDS = (0.143, 0.5)
@@ -55,6 +56,8 @@ def fsc(arguments: argparse.Namespace) -> int:
     """
     from cryosweep.io.maps import replacing
     from cryosweep.resolution import five_curves
+    from cryosweep.study.findings import told
+    from cryosweep.study.review import review_curves
 
     plot: Path | None = arguments.plot
     check_plot(plot)
@@ -64,6 +67,7 @@ def fsc(arguments: argparse.Namespace) -> int:
     a, b = read_half_maps(arguments.half_a, arguments.half_b)
     box_size, pixel_size = int(a.data.shape[-1]), a.pixel_size
     found: FscCurves | None = None
+    chosen: Map | None = None
     with shown_progress() as progress:
         progress.start(1, "correlating")
         if arguments.mask is None:
@@ -85,8 +89,9 @@ def fsc(arguments: argparse.Namespace) -> int:
             {name: curve for name, curve in curves.items() if name != "randomised"}, box_size, pixel_size
         )
     )
-    if found is not None:
+    if found is not None and chosen is not None:
         say(about_randomisation(found))
+        say(told(review_curves(found, chosen.data)))
     return 0
 
 

@@ -143,13 +143,13 @@ def local_resolution(arguments: argparse.Namespace) -> int:
         f"the FSC of noise in one window scatters by {found.noise_at(middle):.2f} at {middle:.2f} Å; "
         f"the whole mask reads {sharpened.resolution:.2f} Å at 0.143"
     )
-    note = found.note(mask.data)
-    if note is not None:
-        say(note)
+    finding = found.finding(mask.data)
+    if finding is not None:
+        say(str(finding))
     if arguments.filtered_map is not None:
         say(f"{arguments.filtered_map}: {sharpened.description}")
-        for each in sharpened.notes:
-            say(each)
+        for each in sharpened.findings:
+            say(str(each))
     say(f"{output}; to see it: chimerax {script}")
     return 0
 

@@ -72,7 +72,8 @@ def mask(arguments: argparse.Namespace) -> int:
     """
     from cryosweep.fourier import gaussian_filter
     from cryosweep.io.maps import write_map
-    from cryosweep.mask import centre_of_mass, check_mask, soft_mask, threshold_of
+    from cryosweep.mask import centre_of_mass, soft_mask, threshold_of
+    from cryosweep.rules import check_mask
 
     output: Path = arguments.output
     check_outputs([output], [arguments.map], overwrite=arguments.overwrite)
@@ -110,5 +111,5 @@ def mask(arguments: argparse.Namespace) -> int:
     say(f"centre of mass: {numbers(centre.px)} px from the box corner")
     say(f"                {numbers(centre.frame)} Å in the frame of the map")
     assumed = f"{resolution:g} Å" + (" (Nyquist; see --resolution)" if arguments.resolution is None else "")
-    say("\n".join(findings) or f"nothing to object to at a resolution of {assumed}")
+    say("\n".join(map(str, findings)) or f"nothing to object to at a resolution of {assumed}")
     return 0

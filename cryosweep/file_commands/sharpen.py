@@ -158,8 +158,8 @@ def sharpen(arguments: argparse.Namespace) -> int:
     source = "as given" if given else f"corrected FSC under {arguments.mask} at 0.143"
     say(f"resolution {found.resolution:.2f} Å ({source})")
     say(found.description)
-    for note in found.notes:
-        say(note)
+    for finding in found.findings:
+        say(str(finding))
     say(
         f"{arguments.output}: {a.data.shape[-1]} px of {a.pixel_size:g} Å, FSC-weighted, "
         f"sharpened by {found.b_factor:.0f} Å^2, low-passed at {found.resolution:.2f} Å"

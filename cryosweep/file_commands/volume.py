@@ -291,7 +291,8 @@ def _lies_in_0_to_1(made: Tensor) -> bool:
 def _about_mask(
     made: Tensor, base: Tensor | None, pixel_size: float, resolution: float | None, padding: float | None
 ) -> str:
-    from cryosweep.mask import check_mask, power_outside
+    from cryosweep.mask import power_outside
+    from cryosweep.rules import check_mask
 
     assumed = 2.0 * pixel_size if resolution is None else resolution
     total = float(made.double().sum())
@@ -302,4 +303,5 @@ def _about_mask(
         made, pixel_size=pixel_size, resolution=assumed, soft_padding_width=padding, base=base
     )
     at = f"{assumed:g} Å" + (" (Nyquist; see --resolution)" if resolution is None else "")
-    return "\n".join([*lines, *(findings or (f"nothing to object to at a resolution of {at}",))])
+    said = [str(found) for found in findings] or [f"nothing to object to at a resolution of {at}"]
+    return "\n".join([*lines, *said])

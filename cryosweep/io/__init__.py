@@ -2,7 +2,14 @@
 
 from cryosweep.io.maps import Map, box_centre, open_stack_for_writing, read_map, write_map
 from cryosweep.io.markers import read_marker, write_marker
-from cryosweep.io.particles import CtfDamping, Particles, new_particles, read_particles, write_particles
+from cryosweep.io.particles import (
+    CtfDamping,
+    Particles,
+    new_particles,
+    read_particles,
+    read_views,
+    write_particles,
+)
 
 __all__ = [
     "CtfDamping",
@@ -14,6 +21,7 @@ __all__ = [
     "read_map",
     "read_marker",
     "read_particles",
+    "read_views",
     "write_map",
     "write_marker",
     "write_particles",

@@ -180,6 +180,20 @@ def read_particles(
     )
 
 
+def read_views(path: Path) -> Tensor:
+    """(n, 3) viewing directions of a STAR file, in the map frame; images are not looked for.
+
+    Raises:
+        FileNotFoundError: no such STAR file.
+        ValueError: the columns of the angles are absent or not usable.
+    """
+    block, table, _, _ = _read_tables(path)
+    where = f"{path}, block data_{block}"
+    _require(table, _ANGLES, where)
+    angles = np.stack([_numbers(table, name, where) for name in _ANGLES], axis=-1)
+    return rotation_from_euler(torch.from_numpy(angles))[:, 2]
+
+
 def new_particles(
     path: Path,
     *,

@@ -15,10 +15,20 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from cryosweep.anisotropy import ConicalFsc, conical_fsc
 from cryosweep.ctf import contrast_transfer
-from cryosweep.fourier import half_plane, shift_phase, spectrum_of_images
+from cryosweep.fourier import (
+    cut_cube,
+    even_fft_size,
+    frequency_radius,
+    half_plane,
+    shell_count,
+    shift_phase,
+    spectrum_of_images,
+)
 from cryosweep.io.particles import Particles
 from cryosweep.likelihood import noise_power
+from cryosweep.mask import centre_of_mass, mask_radius_px
 from cryosweep.projector import make_reference, slices
 from cryosweep.reconstruction import CHUNK_SAMPLES, HalfMaps, half_map_sums, unfiltered
 from cryosweep.resolution import (
@@ -144,6 +154,47 @@ def start_summary(start: Tensor, ruler: Ruler, *, box_size: int, pixel_size: flo
 def masked_fsc(half_maps: HalfMaps, mask: Tensor) -> Tensor:
     """(n_shells,) FSC of half-maps under a mask."""
     return fsc(*(half * mask for half in half_maps.pair))
+
+
+def directional_fsc(half_maps: HalfMaps, mask: Tensor, *, resolution: float) -> ConicalFsc:
+    """Conical FSC of half-maps under a mask, on a cube round it, up to 1.25 times as fine as `resolution` Å.
+
+    The cube is that of the mask (at most the box): what lies outside is zero anyway.
+    """
+    centre = (0, 0, 0)
+    size = box = int(mask.shape[-1])
+    exact = centre_of_mass(mask)
+    x, y, z = (round(float(value)) for value in exact)
+    around = even_fft_size(2.0 * mask_radius_px(mask, exact) + 2.0)
+    if around < box:
+        size, centre = around, (x, y, z)
+    cubes = [cut_cube(half * mask, centre, size) for half in half_maps.pair]
+    finest = round(1.25 * size * half_maps.pixel_size / resolution)
+    return conical_fsc(
+        cubes[0], cubes[1], pixel_size=half_maps.pixel_size,
+        last_shell=min(max(finest, 2), shell_count(size) - 1),
+    )  # fmt: skip
+
+
+# The soft edge, and the band above the resolution, in which a rim is looked for.
+_INSIDE = 0.99
+_RIM_BAND = 2.5
+
+
+def rim_share(half_maps: HalfMaps, mask: Tensor, *, resolution: float) -> float:
+    """Share of what half-maps have in common under a mask that lies in its soft edge (0 < m < 0.99).
+
+    `sum a b m^2` over the edge over that of the whole mask, both halves band-passed from 2.5 times
+    `resolution` Å to it; 0 where nothing is in common.
+    """
+    size = int(mask.shape[-1])
+    radius = frequency_radius(size, dims=3, dtype=mask.dtype, device=mask.device)
+    last = size * half_maps.pixel_size / resolution
+    band = (radius >= last / _RIM_BAND) & (radius <= last)
+    a, b = (torch.fft.irfftn(torch.fft.rfftn(half) * band, s=mask.shape) for half in half_maps.pair)
+    common = (a * b).double() * mask.double().square()
+    total = float(common.sum())
+    return float(common[(mask > 0) & (mask < _INSIDE)].sum()) / total if total > 0.0 else 0.0
 
 
 def _area(curve: Tensor, ruler: Ruler) -> float:

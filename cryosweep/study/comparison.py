@@ -25,6 +25,8 @@ import yaml
 from scipy.stats import spearmanr
 
 from cryosweep.io.maps import read_map
+from cryosweep.rules import Finding
+from cryosweep.study.findings import read_findings
 from cryosweep.study.statistics import (
     Kind,
     Scope,
@@ -220,6 +222,7 @@ class Run:
         seconds: wall time.
         cpu_seconds: processor time.
         command: that runs this point again, as the job recorded it; empty where it did not.
+        findings: what the rules object to, worst first.
     """
 
     folder: Path
@@ -240,6 +243,7 @@ class Run:
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     command: str = ""
+    findings: tuple[Finding, ...] = ()
 
     @property
     def is_finished(self) -> bool:
@@ -408,6 +412,7 @@ def load_run(folder: Path) -> Run:
             seconds=float(record["seconds"]),
             cpu_seconds=float(record["cpu_seconds"]),
             command=str(record.get("command", "")),
+            findings=read_findings(folder) if finished else (),
         )
     except KeyError as missing:
         raise ValueError(
@@ -1011,10 +1016,27 @@ def terminal_table(comparison: Comparison, *, width: int = 120) -> str:
         *comparison.warnings,
     ]
     text += ["", *_wrap([f"- {sentence}" for sentence in extra], width, indent="  ")]
+    judged = _finding_lines(comparison)
+    if judged:
+        text += ["", "Findings (in full in each run's findings.txt):", *_wrap(judged, width, indent="  ")]
     if comparison.failed:
         failures = [f"- {comparison.label(run)}: {run.reason}" for run in comparison.failed]
         text += ["", "Failed runs:", *_wrap(failures, width, indent="  ")]
     return "\n".join(text)
+
+
+def _finding_lines(comparison: Comparison) -> list[str]:
+    """Codes of the errors and warnings of each run that has any, by its rank."""
+    lines: list[str] = []
+    for rank, run in enumerate(comparison.runs, start=1):
+        codes = {
+            word: ", ".join(dict.fromkeys(found.code for found in run.findings if found.level == level))
+            for level, word in (("error", "errors"), ("warning", "warnings"))
+        }
+        parts = [f"{word} {text}" for word, text in codes.items() if text]
+        if parts:
+            lines.append(f"- #{rank}: {'; '.join(parts)}")
+    return lines
 
 
 def _wrap(paragraphs: Iterable[str], width: int, indent: str = "") -> list[str]:

@@ -122,6 +122,7 @@ def _content(comparison: Comparison) -> dict[str, object]:
         "standings": _standings(comparison),
         "effects": [name for name in figures if name.startswith("effect")],
         "slices": _slices(comparison, scoring_mask),
+        "judged": [(label, run) for label, run in _ranked(comparison) if run.findings],
         "images_left_out": max(0, len(comparison.runs) - MOST_IMAGES),
         "provenance": [_provenance(run) for run in (*comparison.runs, *comparison.failed)],
         "versions": _versions(comparison),

@@ -1,8 +1,9 @@
-"""The inner loop of a refinement as a single function of plain arrays, for `torch.compile` to fuse.
+"""The inner loops of a search as single functions of plain arrays, for `torch.compile` to fuse.
 
-Reading slices with their derivatives takes most of the time. Run eagerly, each operation passes over memory
-by itself; `cryosweep.likelihood` does what can be done about that. Compiled, a sample is read, used and
-summed in registers: on a CPU the compiler makes one loop of the function, on a GPU one Triton kernel.
+Reading slices, on a grid of rotations and with their derivatives, takes most of the time. Run eagerly, each
+operation passes over memory by itself; `cryosweep.likelihood` does what can be done about that. Compiled, a
+sample is read, used and summed in registers: on a CPU the compiler makes one loop of each function, on a GPU
+one Triton kernel.
 
 Compiling takes half a minute the first time and pays for long jobs only, so it is the caller's choice.
 Everything that changes from call to call is an argument with a symbolic size, so that one compilation serves
@@ -96,6 +97,59 @@ def quadratic_sums(
     return torch.stack(sums, dim=1)
 
 
+def grid_products(
+    table: Tensor, k: Tensor, images: Tensor, weights: Tensor, rotations: Tensor, shifts_px: Tensor,
+    side: int, pad: int, box_size: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """What the log-likelihood of b images on a grid of r rotations is made of, slices read at nearest points.
+
+    Args:
+        table: (side^3, 2) transform of the map, real and imaginary parts.
+        k: (K, 2) integer frequencies.
+        images: (b, K', 2) Y, K' >= K, contiguous.
+        weights: (b, K') W, contiguous.
+        rotations: (b, r, 3, 3).
+        shifts_px: (b, r, 2).
+        side: points along an edge of the cube.
+        pad: points of the cube per shell.
+        box_size: px.
+
+    Returns:
+        cross (b, r, K, 2): `conj(Y) S ph`; norm (b, r): `sum W |S|^2`.
+    """
+    kx, ky = k[:, 0], k[:, 1]
+    half = side // 2
+    x, y, z = (
+        (pad * (rotations[:, :, 0, axis, None] * kx + rotations[:, :, 1, axis, None] * ky)).round().int()
+        + half
+        for axis in range(3)
+    )
+    index = (z * side + y) * side + x
+    real, imaginary = table[:, 0][index], table[:, 1][index]
+    row = torch.arange(rotations.shape[0], device=k.device)[:, None, None] * weights.shape[1]
+    place = row + torch.arange(k.shape[0], device=k.device)
+    weight = weights.view(-1)[place]
+    image_real, image_imaginary = (images.view(-1, 2)[:, part][place] for part in (0, 1))
+    ramp = (2.0 * math.pi / box_size) * (shifts_px[..., 0, None] * kx + shifts_px[..., 1, None] * ky)
+    cosine, sine = torch.cos(ramp), torch.sin(ramp)
+    turned_real = image_real * cosine - image_imaginary * sine
+    turned_imaginary = image_real * sine + image_imaginary * cosine
+    cross = torch.stack(
+        [
+            turned_real * real + turned_imaginary * imaginary,
+            turned_real * imaginary - turned_imaginary * real,
+        ],
+        dim=-1,
+    )
+    return cross, (weight * (real.square() + imaginary.square())).sum(-1)
+
+
+@cache
+def compiled_grid_products() -> Callable[..., tuple[Tensor, Tensor]]:
+    """`grid_products`, compiled for any sizes."""
+    return torch.compile(grid_products, dynamic=True)
+
+
 @cache
 def compiled_quadratic_sums() -> Callable[..., Tensor]:
     """`quadratic_sums`, compiled for any sizes."""
@@ -103,7 +157,7 @@ def compiled_quadratic_sums() -> Callable[..., Tensor]:
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether the function compiles here and gives what it gives eagerly; if not, the log says why.
+    """Whether both functions compile here and give what they give eagerly; if not, the log says why.
 
     A compiler that is missing, or one that a PyTorch release does not know, shows only when it is used.
     """
@@ -112,8 +166,8 @@ def can_compile(device: torch.device) -> bool:
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         log.warning(
-            "compute.compile: the inner loop cannot be compiled here (%s); it runs uncompiled, about half as "
-            "fast", reason[0],
+            "compute.compile: the inner loops cannot be compiled here (%s); they run uncompiled, about half "
+            "as fast", reason[0],
         )  # fmt: skip
         return False
 
@@ -133,4 +187,10 @@ def _compiles(device: torch.device) -> bool:
     expected = quadratic_sums(*read, *pose, side, pad, box_size)
     found = compiled_quadratic_sums()(*read, *pose, side, pad, box_size)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    grid = (torch.linalg.qr(drawn(3, 2, 3, 3)).Q, drawn(3, 2, 2))
+    table, k, images, weights, _ = read
+    on_grid = (table, k, images, weights, *grid, side, pad, box_size)
+    torch.testing.assert_close(
+        compiled_grid_products()(*on_grid), grid_products(*on_grid), rtol=1e-4, atol=1e-4
+    )
     return True

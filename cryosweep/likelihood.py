@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cryosweep.fourier import HalfPlane, shift_phase
-from cryosweep.kernels import PAIRS, compiled_quadratic_sums
+from cryosweep.kernels import PAIRS, compiled_grid_products, compiled_quadratic_sums
 from cryosweep.projector import Reference, nearest_slices, slices_with_gradient
 
 
@@ -100,6 +100,23 @@ def log_likelihood_on_grid(
     ramps = shift_phase(plane, -grid_shifts_px)
     real = _flat(cross.reshape(b * r, -1)) @ _flat(ramps).mT
     return 2.0 * real.reshape(b, r, -1) - norm[..., None]
+
+
+def compiled_log_likelihood_on_grid(
+    reference: Reference, plane: HalfPlane, *, images: Tensor, weights: Tensor, rotations: Tensor,
+    base_shifts_px: Tensor, grid_shifts_px: Tensor,
+) -> Tensor:  # fmt: skip
+    """`log_likelihood_on_grid` by the compiled kernel; float32, equal to rounding.
+
+    Arguments as there, but that images and weights hold K' >= K samples and are contiguous.
+    """
+    b, r = rotations.shape[:2]
+    cross, norm = compiled_grid_products()(
+        torch.view_as_real(reference.table), plane.k, torch.view_as_real(images), weights,
+        rotations.contiguous(), base_shifts_px.contiguous(), reference.side, reference.pad, plane.box_size,
+    )  # fmt: skip
+    ramps = shift_phase(plane, -grid_shifts_px)
+    return 2.0 * (cross.reshape(b * r, -1) @ _flat(ramps).mT).reshape(b, r, -1) - norm[..., None]
 
 
 def log_likelihood_quadratic(

@@ -31,6 +31,7 @@ from cryosweep.fourier import HalfPlane
 from cryosweep.geometry import angle_between, rotation_from_vector, rotation_vector
 from cryosweep.likelihood import (
     Quadratic,
+    compiled_log_likelihood_on_grid,
     compiled_log_likelihood_quadratic,
     log_likelihood_on_grid,
     log_likelihood_quadratic,
@@ -151,7 +152,7 @@ class SearchPlan:
         shifts_px: (s, 2) residual shifts of the grid.
         stages: from the coarsest band to the finest.
         mask_radius_px: of the domain, which turns angles into movements.
-        compiled: whether the steps are taken by the compiled kernel (`cryosweep.kernels`; float32).
+        compiled: whether grid and steps go by the compiled kernels (`cryosweep.kernels`; float32).
         shared: (r, 3, 3) rotations of a grid that all particles share, used in place of `vectors`, or None.
         shared_step: rad, distance of neighbours in it.
     """
@@ -485,9 +486,15 @@ def _coarse_starts(
         trial = anchor.rotations[rows, None] @ grid
         swing = ((trial - anchor.rotations[rows, None]) @ space.lever_px)[..., :2]
         base = anchor.shifts_px[rows, None] + swing
-        score = prior + log_likelihood_on_grid(
-            reference, plane, images=images[rows, :samples], weights=weights[rows, :samples],
-            rotations=trial, base_shifts_px=base, grid_shifts_px=plan.shifts_px,
+        given = {"rotations": trial, "base_shifts_px": base, "grid_shifts_px": plan.shifts_px}
+        score = prior + (
+            compiled_log_likelihood_on_grid(
+                reference, plane, images=images[rows], weights=weights[rows], **given
+            )
+            if plan.compiled
+            else log_likelihood_on_grid(
+                reference, plane, images=images[rows, :samples], weights=weights[rows, :samples], **given
+            )
         )  # fmt: skip
         best_score, best_shift = score.max(dim=-1)
         surpassed = best_score[:, plan.neighbours].amax(dim=-1) > best_score

@@ -7,7 +7,12 @@ from torch.testing import assert_close
 from cryosweep import kernels
 from cryosweep.fourier import half_plane
 from cryosweep.geometry import random_rotations
-from cryosweep.likelihood import compiled_log_likelihood_quadratic, log_likelihood_quadratic
+from cryosweep.likelihood import (
+    compiled_log_likelihood_on_grid,
+    compiled_log_likelihood_quadratic,
+    log_likelihood_on_grid,
+    log_likelihood_quadratic,
+)
 from cryosweep.projector import make_reference
 from tests.reference.exact import random_blobs
 
@@ -81,6 +86,26 @@ def test_compiled_is_eager_to_rounding(case):
             exact = getattr(expected, name)
             error = (getattr(found, name).double() - exact).abs().max() / exact.abs().max()
             assert float(error) < 1e-5, (band, name)
+
+
+@pytest.mark.slow
+def test_the_compiled_grid_is_the_eager_one_to_rounding(case, generator):
+    assert kernels.can_compile(CPU), "no C++ compiler for torch.compile"
+    reference, plane, images, weights, _, _, _ = case
+    grid = random_rotations(5 * 4, generator, dtype=torch.float64).reshape(5, 4, 3, 3)
+    base = torch.randn(5, 4, 2, generator=generator, dtype=torch.float64)
+    shifts = torch.randn(6, 2, generator=generator, dtype=torch.float64)
+    count = plane.k.shape[0]
+    expected = log_likelihood_on_grid(
+        reference, plane, images=images[:, :count], weights=weights[:, :count], rotations=grid,
+        base_shifts_px=base, grid_shifts_px=shifts,
+    )  # fmt: skip
+    reference, plane, images, weights, *_ = single(case)
+    found = compiled_log_likelihood_on_grid(
+        reference, plane, images=images, weights=weights, rotations=grid.float(),
+        base_shifts_px=base.float(), grid_shifts_px=shifts.float(),
+    )  # fmt: skip
+    assert float((found - expected).abs().max() / expected.abs().max()) < 1e-5
 
 
 def test_a_missing_compiler_is_said_and_survived(monkeypatch, caplog):

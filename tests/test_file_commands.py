@@ -15,13 +15,15 @@ import starfile
 import torch
 import yaml
 
-from cryosweep import composition, file_commands, job
+from cryosweep import composition, file_commands
 from cryosweep.anisotropy import sampling_compensation
 from cryosweep.file_commands import fsc
 from cryosweep.fourier import gaussian_filter, high_pass, low_pass
 from cryosweep.fulcrum import interface
 from cryosweep.geometry import angle_between
 from cryosweep.io import read_map, read_marker, read_particles, write_map
+from cryosweep.job.fulcrum import fulcrum_point
+from cryosweep.job.starting import Start
 from cryosweep.mask import (
     centre_of_mass,
     difference,
@@ -292,8 +294,8 @@ def test_a_point_is_one_in_three_frames(here: Path, capsys: pytest.CaptureFixtur
         (config,) = composition.make_plan([*command[2:-1], *simulated], multirun=False).jobs
         half_maps = HalfMaps(*(torch.zeros(2, BOX, BOX, BOX).unbind()), PIXEL)
         particles = argparse.Namespace(pixel_size=PIXEL, box_size=BOX)
-        start = job._Start(particles, half_maps, ORIGIN, pd.DataFrame(), {})
-        point = job._fulcrum(config, half_maps.half_a, start, particles)
+        start = Start(particles, half_maps, ORIGIN, pd.DataFrame(), {})
+        point = fulcrum_point(config, half_maps.half_a, start, particles)
         torch.testing.assert_close(point, centre, rtol=0, atol=0.005 * PIXEL)
 
 

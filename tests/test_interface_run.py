@@ -7,13 +7,20 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from cryosweep import app, composition, job
+from cryosweep import app, composition
 from cryosweep.config import JobConfig
 from cryosweep.fulcrum import contact
 from cryosweep.io import read_map, read_marker, write_map
+from cryosweep.job import check_job
+from cryosweep.job.data import Data
+from cryosweep.job.fulcrum import interface_point
+from cryosweep.job.masks import aligning_mask, mask_base, mask_origin
+from cryosweep.job.refining import refinement_settings
+from cryosweep.job.starting import Start
 from cryosweep.mask import soft_mask, spherical_mask
 from cryosweep.reconstruction import HalfMaps
 from cryosweep.simulate import DOMAINS, Truth, domain_labels, load_ribosome
@@ -37,10 +44,10 @@ def found(
     config: JobConfig, consensus: torch.Tensor, mask: torch.Tensor, truth: Truth | None = None
 ) -> tuple[torch.Tensor, str]:
     """The fulcrum of a job whose half maps are both `consensus`, and its note."""
-    data = job._Data(PARTICLES, truth, "")
-    start = job._Start(HalfMaps(consensus, consensus, PIXEL), ORIGIN)
-    base = job._mask_base(config, data, start, torch.device("cpu"))
-    return job._interface(config, config.fulcrum, data, start, base, mask, torch.device("cpu"))
+    data = Data(PARTICLES, truth, "")
+    start = Start(PARTICLES, HalfMaps(consensus, consensus, PIXEL), ORIGIN, pd.DataFrame(), {})
+    base = mask_base(config, data, start, torch.device("cpu"))
+    return interface_point(config, config.fulcrum, data, start, base, mask, torch.device("cpu"))
 
 
 def test_labelled_domains_are_cut_from_the_consensus_and_lead_to_the_hinge() -> None:
@@ -87,12 +94,12 @@ def test_parts_of_files_are_masks_or_maps_cut_where_the_mask_is(
     )  # fmt: skip
     point, _ = found(config, zero, domain)
     torch.testing.assert_close(point, expected)
-    assert job.check_job(config) == []
+    assert check_job(config) == []
     far = plan(
         "fulcrum=interface", "fulcrum.parts=[small_map.mrc]", "mask=file", "mask.path=domain.mrc",
         "mask_base=consensus",
     )  # fmt: skip
-    (fault,) = job.check_job(far)
+    (fault,) = check_job(far)
     assert "small_map.mrc: a mask holds values from 0 to 1" in fault
     write_map(tmp_path / "far.mrc", ball(4, (-20, 0, 20)), pixel_size=PIXEL)
     config = plan(
@@ -103,13 +110,13 @@ def test_parts_of_files_are_masks_or_maps_cut_where_the_mask_is(
         ValueError, match=r"^fulcrum=interface: the domain touches far\.mrc in 0 .*=marker\)$"
     ):
         found(config, zero, domain)
-    (fault,) = job.check_job(plan("fulcrum=interface", "fulcrum.parts=[nosuch.mrc]"))
+    (fault,) = check_job(plan("fulcrum=interface", "fulcrum.parts=[nosuch.mrc]"))
     assert fault == "nosuch.mrc: there is no such map"
 
 
 def test_holes_are_filled_where_the_configuration_says_so() -> None:
     shell = ball(14, (0, 0, 0)) - ball(6, (0, 0, 0))
-    start = job._Start(HalfMaps(shell, shell, PIXEL), ORIGIN)
+    start = Start(PARTICLES, HalfMaps(shell, shell, PIXEL), ORIGIN, pd.DataFrame(), {})
     options = (
         "mask_base=consensus",
         "mask_base.smoothing=0",
@@ -118,8 +125,8 @@ def test_holes_are_filled_where_the_configuration_says_so() -> None:
     )
     for value in ("false", "true"):
         config = plan(*options, f"mask.fill_holes={value}")
-        base = job._mask_base(config, job._Data(PARTICLES, None, ""), start, torch.device("cpu"))
-        made = job._aligning_mask(config, base, PARTICLES, torch.device("cpu"))
+        base = mask_base(config, Data(PARTICLES, None, ""), start, torch.device("cpu"))
+        made = aligning_mask(config, base, PARTICLES, torch.device("cpu"))
         expected = soft_mask(
             shell, threshold=0.5, dilation_radius_px=7 / PIXEL, soft_padding_width_px=16 / PIXEL,
             holes_filled=value == "true",
@@ -142,7 +149,7 @@ def about_mask(config: JobConfig, mask: torch.Tensor, base: torch.Tensor | None)
     """What the rules of masks say of a job's aligning mask, before it runs."""
     findings = review_setup(
         mask, torch.zeros_like(mask), Few(), fulcrum=torch.zeros(3, dtype=torch.float64),
-        settings=job._settings(config), made=job._mask_origin(config, base, mask, PIXEL),
+        settings=refinement_settings(config), made=mask_origin(config, base, mask, PIXEL),
         resolution=config.refinement.initial_lowpass,
     )  # fmt: skip
     return [str(finding) for finding in findings if finding.code in ("R1", "R2", "R5", "R6")]

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cryosweep import job
 from cryosweep.composition import ConfigFaults, make_plan
 from cryosweep.io.particles import read_particles, write_particles
+from cryosweep.job.data import Data, load_data
 from cryosweep.progress import make_progress
 from cryosweep.study.store import Store
 
@@ -20,9 +20,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return Store(tmp_path_factory.mktemp("store"))
 
 
-def loaded(store: Store, *overrides: str) -> job._Data:
+def loaded(store: Store, *overrides: str) -> Data:
     (config,) = make_plan([*SMALL, *overrides], multirun=False).jobs
-    return job._load_data(config, store, CPU, make_progress(alone=False))
+    return load_data(config, store, CPU, make_progress(alone=False))
 
 
 def test_half_sets_change_only_when_asked(store: Store) -> None:
@@ -90,9 +90,9 @@ def test_a_file_without_half_sets_is_split_by_the_seed_within_its_subset(
     )
 
 
-def loaded_file(store: Store, *overrides: str) -> job._Data:
+def loaded_file(store: Store, *overrides: str) -> Data:
     (config,) = make_plan(list(overrides), multirun=False).jobs
-    return job._load_data(config, store, CPU, make_progress(alone=False))
+    return load_data(config, store, CPU, make_progress(alone=False))
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,14 @@ import pandas as pd
 import pytest
 import torch
 
-from cryosweep import composition, file_commands, job
+from cryosweep import composition, file_commands
 from cryosweep.file_commands.shared import Point
 from cryosweep.fourier import gaussian_filter
 from cryosweep.io import Map, read_map, write_map
+from cryosweep.job import check_job
+from cryosweep.job.files import inputs_read
+from cryosweep.job.masks import mask_base
+from cryosweep.job.starting import Start
 from cryosweep.reconstruction import HalfMaps
 from cryosweep.segmentation import (
     Segmentation,
@@ -157,11 +161,12 @@ def test_a_job_comes_to_the_base_that_the_command_writes(
     keys = [re.sub(r"(ids|point)=(.*)", r"\1=[\2]", key) for key in keys]
     for chosen in (printed[2:-1], ["mask_base=regions", *keys]):
         (config,) = composition.make_plan([*chosen, f"mask_base.rest={rest}", *SMALL], multirun=False).jobs
-        assert job.check_job(config) == []
+        assert check_job(config) == []
         halves = [read_map(here / f"half_{name}.mrc").data for name in "ab"]
-        start = job._Start(HalfMaps(halves[0], halves[1], PIXEL), ORIGIN)
-        data = argparse.Namespace(truth=None, particles=argparse.Namespace(pixel_size=PIXEL, box_size=BOX))
-        base = job._mask_base(config, data, start, torch.device("cpu"))
+        particles = argparse.Namespace(pixel_size=PIXEL, box_size=BOX)
+        start = Start(particles, HalfMaps(halves[0], halves[1], PIXEL), ORIGIN, pd.DataFrame(), {})
+        data = argparse.Namespace(truth=None, particles=particles)
+        base = mask_base(config, data, start, torch.device("cpu"))
         torch.testing.assert_close(base, expected, rtol=0, atol=1e-6)
 
 
@@ -182,18 +187,18 @@ def test_a_map_file_and_a_segger_file_as_sources(here: Path, capsys: pytest.Capt
         [*keys, f"data.box_size={BOX}", "data.pixel_size=2.5"], multirun=False
     ).jobs
     particles = argparse.Namespace(pixel_size=2.5, box_size=BOX)
-    start = job._Start(HalfMaps(volume, volume, 2.5), (0.0, 0.0, 0.0))
+    start = Start(particles, HalfMaps(volume, volume, 2.5), (0.0, 0.0, 0.0), pd.DataFrame(), {})
     data = argparse.Namespace(truth=None, particles=particles)
-    assert torch.equal(job._mask_base(config, data, start, torch.device("cpu")), expected)
-    assert {Path(path).name for path in job._inputs(config, _particles(here))} >= {"a.seg", "fine.mrc"}
+    assert torch.equal(mask_base(config, data, start, torch.device("cpu")), expected)
+    assert {Path(path).name for path in inputs_read(config, _particles(here))} >= {"a.seg", "fine.mrc"}
     config.mask_base.ids = [77]
     with pytest.raises(ValueError, match="mask_base=regions: there is no region 77"):
-        job._mask_base(config, data, start, torch.device("cpu"))
+        mask_base(config, data, start, torch.device("cpu"))
     config.mask_base.path = None
-    (fault,) = job.check_job(config)  # the consensus starts at 0, the file to the left of it
+    (fault,) = check_job(config)  # the consensus starts at 0, the file to the left of it
     assert fault.endswith(f"a.seg: regions stick out of the box of {BOX}x{BOX}x{BOX} px")
     config.mask_base.segger = "gone.seg"
-    assert job.check_job(config) == ["gone.seg: there is no such file"]
+    assert check_job(config) == ["gone.seg: there is no such file"]
 
 
 def _particles(folder: Path) -> argparse.Namespace:

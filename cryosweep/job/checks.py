@@ -1,0 +1,110 @@
+"""What would stop a job, told before any of its work begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from cryosweep import config as schemas
+from cryosweep import rules
+from cryosweep.config import JobConfig
+from cryosweep.io.maps import Map, read_map, read_mask
+from cryosweep.io.markers import read_marker, read_markers
+from cryosweep.io.segger import on_grid_of, read_segger
+from cryosweep.job.files import check_grid, map_files, mask_files, read_relion, read_volume
+from cryosweep.local_resolution import MIN_WIDTH_PX
+
+Result = TypeVar("Result")
+
+
+def check_job(config: JobConfig) -> list[str]:
+    """What about the files of a job would stop it, one sentence each; reads headers and tables only."""
+    found: list[str] = []
+    if config.compute.device.startswith("cuda") and not torch.cuda.is_available():
+        found.append(
+            f"compute.device={config.compute.device}: no CUDA device is visible; "
+            "use compute.device=cpu or auto"
+        )
+    box: tuple[int, float] | None = None
+    if isinstance(config.data, schemas.SimulatedData):
+        box = config.data.box_size, config.data.pixel_size
+    elif isinstance(config.data, schemas.RelionData):
+        particles = _attempt(found, lambda data=config.data: read_relion(data))
+        if particles is not None:
+            box = particles.box_size, particles.pixel_size
+            found += _bands_beyond_nyquist(config, 2.0 * particles.pixel_size)
+    for path in map_files(config):
+        volume = _attempt(found, lambda path=path: read_volume(path))
+        if volume is not None and box is not None:
+            _attempt(found, lambda volume=volume, path=path, box=box: check_grid(volume, path, *box))
+        if volume is not None and path in mask_files(config):
+            wrong = rules.mask_values(float(volume.data.min()), float(volume.data.max()))
+            found += [] if wrong is None else [f"{path}: {wrong}"]
+    base = config.mask_base
+    if isinstance(base, schemas.RegionsBase):
+        if base.marker is not None:
+            _attempt(found, lambda path=base.marker: read_markers(_existing(path)))
+        if base.segger is not None:
+            _attempt(found, lambda path=base.segger: _check_segger(path, config, box))
+    window = config.postprocessing.local_resolution_window
+    if window is not None and box is not None and window < MIN_WIDTH_PX * box[1]:
+        found.append(
+            f"postprocessing.local_resolution_window={window:g}: too narrow for an FSC at {box[1]:g} Å per "
+            f"px; give {MIN_WIDTH_PX * box[1]:g} Å or more"
+        )
+    fulcrum = config.fulcrum
+    if isinstance(fulcrum, schemas.FulcrumMarker) and fulcrum.path is not None:
+        _attempt(found, lambda path=fulcrum.path: read_marker(Path(path)))
+    if isinstance(fulcrum, schemas.Interface) and isinstance(config.mask, schemas.MaskFile):
+        for path in fulcrum.parts:  # a finished mask gives no threshold to cut maps at
+            if Path(path).is_file():
+                _attempt(found, lambda path=path: read_mask(Path(path)))
+    return found
+
+
+def _attempt(found: list[str], action: Callable[[], Result]) -> Result | None:
+    """The result of `action`; a fault of the user's files goes to `found` instead."""
+    try:
+        return action()
+    except (ValueError, OSError) as error:
+        found.append(str(error))
+        return None
+
+
+def _bands_beyond_nyquist(config: JobConfig, nyquist: float) -> list[str]:
+    """Resolutions finer than the images of a STAR file can show; those of simulated data are told earlier."""
+    loop, scoring = config.refinement, config.scoring
+    asked = {
+        "refinement.initial_lowpass": loop.initial_lowpass, "refinement.max_resolution": loop.max_resolution,
+        "scoring.band_low": scoring.band_low, "scoring.band_high": scoring.band_high,
+    }  # fmt: skip
+    if isinstance(config.consensus, schemas.HomogeneousConsensus):
+        asked["consensus.initial_lowpass"] = config.consensus.initial_lowpass
+        asked["consensus.max_resolution"] = config.consensus.max_resolution
+    found = (
+        rules.band_beyond_nyquist(value, nyquist=nyquist, key=key)
+        for key, value in asked.items()
+        if value is not None
+    )
+    return [str(each) for each in found if each is not None]
+
+
+def _existing(path: str) -> Path:
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: there is no such file")
+    return Path(path)
+
+
+def _check_segger(path: str, config: JobConfig, box: tuple[int, float] | None) -> None:
+    """Refuse a Segger file whose regions do not lie on the map that they are to cut."""
+    file = read_segger(_existing(path))
+    named = getattr(config.mask_base, "path", None) or getattr(config.consensus, "half_a", None)
+    if named is not None:
+        if Path(named).is_file():  # if not, that is said already
+            on_grid_of(file, read_map(Path(named)))
+    elif box is not None:
+        size, pixel_size = box
+        on_grid_of(file, Map(torch.zeros(()).expand(size, size, size), pixel_size, (0.0, 0.0, 0.0)))

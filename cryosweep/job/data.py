@@ -1,0 +1,101 @@
+"""The particles of a job: read or simulated, and those of them that are chosen."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from cryosweep import config as schemas
+from cryosweep.config import JobConfig
+from cryosweep.io.particles import Particles, read_particles
+from cryosweep.job.files import file_state, read_relion
+from cryosweep.job.stages import SIMULATION_VERSION
+from cryosweep.progress import Progress
+from cryosweep.selection import nested_subset, random_halves, with_halves
+from cryosweep.simulate import SimulationSettings, Truth, load_truth, simulate
+from cryosweep.study.store import Store, digest_file
+
+
+@dataclass(frozen=True)
+class Data:
+    """Particles, the truth about them if they are simulated, and the key of both."""
+
+    particles: Particles
+    truth: Truth | None
+    key: str
+
+
+def load_data(config: JobConfig, store: Store, device: torch.device, progress: Progress) -> Data:
+    """The particles of the group `data`: those of a STAR file, or simulated ones from the store.
+
+    Raises:
+        ValueError: they cannot be read, or there are too few.
+    """
+    if isinstance(config.data, schemas.RelionData):
+        particles = read_relion(config.data)
+        stacks = "".join(file_state(stack) for stack in particles.stacks)
+        chosen = f"{config.data.half_set_seed} {config.data.ctf_damping}"
+        key = f"{digest_file(Path(config.data.star))} {stacks} {chosen}"
+        return _select(Data(particles, None, key), config.data)
+    assert isinstance(config.data, schemas.SimulatedData)
+    settings = _simulation_settings(config.data)
+
+    def make(folder: Path) -> None:
+        progress.start(settings.particles, "simulating")
+        simulate(settings, folder, device=device, advance=progress.advance)
+
+    folder = store.get("simulation", SIMULATION_VERSION, asdict(settings), [], make)
+    data = Data(read_particles(folder / "particles.star"), load_truth(folder), folder.name)
+    return _select(data, config.data)
+
+
+def _select(data: Data, chosen: schemas.DataConfig) -> Data:
+    """The group and subset asked for, and the half sets drawn anew where they are not to be kept.
+
+    Half sets that are kept are thinned alike; where they are drawn, the particles are chosen before, so that
+    another split is one of the same particles.
+
+    Raises:
+        ValueError: there are too few particles.
+    """
+    particles, truth = data.particles, data.truth
+    told: list[str] = []
+    drawn = chosen.resplit or "rlnRandomSubset" not in particles.table.columns
+    some = chosen.subset is not None or chosen.groups > 1
+    if some:
+        strata = torch.zeros_like(particles.half_sets) if drawn else particles.half_sets
+        try:
+            rows = nested_subset(
+                strata, chosen.subset, seed=chosen.subset_seed, groups=chosen.groups, group=chosen.group
+            )
+        except ValueError as error:
+            raise ValueError(f"data.subset={chosen.subset}, data.groups={chosen.groups}: {error}") from error
+        particles, truth = particles.take(rows), None if truth is None else truth.take(rows)
+        told.append(f"subset {chosen.subset} seed {chosen.subset_seed} group {chosen.group}/{chosen.groups}")
+    if chosen.resplit or (some and drawn):
+        halves = random_halves(len(particles), seed=chosen.half_set_seed)
+        note = f"the half sets were drawn anew (data.half_set_seed={chosen.half_set_seed})."
+        particles = with_halves(particles, halves, note)
+        told.append(f"half sets {chosen.half_set_seed}")
+    return Data(particles, truth, " ".join([data.key, *told]))
+
+
+def _simulation_settings(data: schemas.SimulatedData) -> SimulationSettings:
+    return SimulationSettings(
+        particles=data.particles,
+        box_size=data.box_size,
+        pixel_size=data.pixel_size,
+        snr=data.snr,
+        rotation_spread=asdict(data.rotation_spread),
+        shift_spread=asdict(data.shift_spread),
+        pose_error_rotation=data.pose_error_rotation,
+        pose_error_shift=data.pose_error_shift,
+        defocus_min=data.defocus_min,
+        defocus_max=data.defocus_max,
+        voltage=data.voltage,
+        spherical_aberration=data.spherical_aberration,
+        amplitude_contrast=data.amplitude_contrast,
+        seed=data.simulation_seed,
+    )

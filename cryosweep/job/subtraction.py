@@ -43,7 +43,7 @@ def images_to_refine(
     progress: Progress,
 ) -> Images:  # fmt: skip
     """The images to refine, as the group `subtraction` says, and half-maps of them to begin with."""
-    particles = data.particles
+    particles = start.particles
     chosen = config.subtraction
     if isinstance(chosen, schemas.NoSubtraction):
         return Images(particles, start.half_maps, None, 0.0)

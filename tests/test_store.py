@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from cryosweep import app, job
+from cryosweep import app
+from cryosweep.job.stages import CONSENSUS_VERSION, SIMULATION_VERSION
 from cryosweep.study.store import MANIFEST, Store, digest_file
 
 
@@ -107,13 +108,13 @@ def test_store_is_listed_and_cleaned(
         (folder / "data.bin").write_bytes(bytes(2_000_000))
 
     store = Store(tmp_path / "stages")
-    old = store.get("simulation", job.SIMULATION_VERSION - 1, {"a": 1}, [], make)
-    kept = store.get("simulation", job.SIMULATION_VERSION, {"a": 1}, [], make)
-    unused = store.get("consensus", job.CONSENSUS_VERSION, {"a": 2}, [], make)
+    old = store.get("simulation", SIMULATION_VERSION - 1, {"a": 1}, [], make)
+    kept = store.get("simulation", SIMULATION_VERSION, {"a": 1}, [], make)
+    unused = store.get("consensus", CONSENSUS_VERSION, {"a": 2}, [], make)
     month_ago = time.time() - 31 * 86400
     for folder in (kept, unused):
         os.utime(folder / "manifest.json", (month_ago, month_ago))
-    store.get("simulation", job.SIMULATION_VERSION, {"a": 1}, [], make)  # used again just now
+    store.get("simulation", SIMULATION_VERSION, {"a": 1}, [], make)  # used again just now
     remnant = kept.with_name(f"{'0' * 64}.making.xyz")
     remnant.mkdir()
     busy = kept.with_name(f"{'1' * 64}.making.xyz")

@@ -39,6 +39,7 @@ GREY = "#7F7F7F"
 MASK_EDGE = 0.5
 MASK_END = 0.05
 NEAR_EXTENT = 0.95
+FOURIER_DECADES = -5.0  # log10 of the faintest amplitude drawn, of the strongest
 LABELLED_PX = 20
 
 
@@ -316,7 +317,10 @@ def fourier_slices_figure(volume: Array, pixel_size: float) -> Figure:
     if peak == 0.0:
         raise ValueError("the map is zero everywhere: its Fourier amplitudes cannot be drawn on a log scale")
     logs = [np.log10(np.maximum(amplitude / peak, 1e-12)) for amplitude in amplitudes]
-    low = float(np.percentile(np.stack(logs), 2.0))
+    # what a low-pass filter has taken off is rounding: it is dark, and no part of the scale
+    faintest = float(np.percentile(np.stack(logs), 2.0))
+    low = max(faintest, FOURIER_DECADES)
+    cut = "" if low == faintest else "\n(dark: taken off by the map's filter)"
     nyquist = 0.5 / pixel_size
     step = 1.0 / (size * pixel_size)
     start = -(size // 2) * step - 0.5 * step
@@ -349,7 +353,7 @@ def fourier_slices_figure(volume: Array, pixel_size: float) -> Figure:
         panel.set_ylabel(f"k{plane.up} (1/Å)")
     assert image is not None
     bar = figure.colorbar(image, ax=axes, shrink=0.75, pad=0.01, aspect=30)
-    bar.set_label("log10 amplitude, relative to the strongest")
+    bar.set_label("log10 amplitude, relative to the strongest" + cut)
     return figure
 
 
@@ -845,8 +849,11 @@ def _change_panel(
         raise ValueError(f"{name}: the search extent is {extent}, must not be negative")
     # an extent of 0 holds the pose: what is left is rounding or a swing, drawn on an axis of ordinary width
     end = 1.05 * max(extent, float(change.max()), 0.1)
-    bins = np.linspace(0.0, end, 41).tolist()
-    axes.hist(change, bins=bins, color=SKY_BLUE, edgecolor="white", linewidth=0.4)
+    # a column ends at the limit and takes who stands there, so that nobody seems to lie beyond it by rounding
+    width = extent / 40.0 if extent > 0.0 else end / 40.0
+    bins = (width * np.arange(math.ceil(end / width) + 1)).tolist()
+    held = np.where(np.abs(change - extent) <= 1e-3 * extent, extent * (1.0 - 1e-9), change)
+    axes.hist(held, bins=bins, color=SKY_BLUE, edgecolor="white", linewidth=0.4)
     axes.axvline(extent, color=VERMILION, linewidth=1.8, label=f"search extent {extent:g}{unit}")
     median = float(np.median(change))
     axes.axvline(median, color=BLACK, linewidth=1.2, linestyle="--", label=f"median {median:.1f}{unit}")

@@ -115,6 +115,22 @@ def test_fourier_slices_are_the_central_slices_of_the_full_transform() -> None:
     drawn(figure)
 
 
+def test_fourier_slices_of_a_filtered_map_keep_their_scale_for_what_is_left() -> None:
+    """Rounding beyond a low-pass filter lies ten decades down and would take the whole scale of colours."""
+    noise = np.random.default_rng(0).standard_normal((32, 32, 32))
+    k = np.fft.fftfreq(32)
+    radius = np.sqrt(k[:, None, None] ** 2 + k[:, None] ** 2 + k**2)
+    filtered = np.fft.ifftn(np.fft.fftn(noise) * (radius < 0.25)).real
+    low = {}
+    for name, volume in (("whole", noise), ("filtered", filtered)):
+        figure = fourier_slices_figure(volume, PIXEL_SIZE)
+        low[name] = figure.axes[0].images[0].get_clim()[0]
+        told = "taken off by the map's filter" in figure.axes[-1].get_ylabel()
+        assert told == (name == "filtered")
+    assert -4.0 < low["whole"] < 0.0
+    assert low["filtered"] == -5.0
+
+
 def test_fourier_slices_of_nothing_are_refused() -> None:
     with pytest.raises(ValueError, match="zero everywhere"):
         fourier_slices_figure(np.zeros((8, 8, 8)), 1.0)
@@ -176,6 +192,17 @@ def test_pose_changes_state_extent_and_share_at_the_limit() -> None:
     assert "search extent 10 Å" in text
     assert "median 2.5°" in text
     drawn(figure)
+
+
+def test_who_stands_at_the_limit_is_drawn_within_it() -> None:
+    """By rounding some lie a hair beyond; who lies beyond it in earnest is shown there."""
+    change = np.array([3.0, 20.0 - 1e-9, 20.0, 20.0 + 1e-6, 21.0])
+    figure = pose_changes_figure(change, change, rotation_extent=20.0, shift_extent=20.0)
+    for axes in figure.axes:
+        columns = [(bar.get_x() + bar.get_width(), bar.get_height()) for bar in axes.patches]
+        within = sum(count for end, count in columns if end <= 20.0 + 1e-9)
+        assert (within, sum(count for _, count in columns)) == (4, 5)
+        assert max(count for _, count in columns) == 3
 
 
 def test_pose_changes_refuse_no_particles_and_a_negative_extent() -> None:

@@ -108,12 +108,13 @@ def mask_files(config: JobConfig) -> list[str]:
     ]
 
 
-def _region_files(config: JobConfig) -> list[str]:
-    """Files that say which regions a mask base is made of, besides maps."""
-    base = config.mask_base
-    if not isinstance(base, schemas.RegionsBase):
-        return []
-    return [path for path in (base.segger, base.marker) if path is not None]
+def _point_files(config: JobConfig) -> list[str]:
+    """Files of markers and regions that the configuration names, besides maps."""
+    base, fulcrum = config.mask_base, config.fulcrum
+    named = [base.segger, base.marker] if isinstance(base, schemas.RegionsBase) else []
+    if isinstance(fulcrum, schemas.FulcrumMarker):
+        named.append(fulcrum.path)
+    return [path for path in named if path is not None]
 
 
 def inputs_of(config: JobConfig) -> dict[str, str]:
@@ -122,13 +123,7 @@ def inputs_of(config: JobConfig) -> dict[str, str]:
     Raises:
         ValueError: the particles cannot be read.
     """
-    fulcrum = config.fulcrum
-    named = [
-        *map_files(config),
-        *_region_files(config),
-        *([fulcrum.path] if isinstance(fulcrum, schemas.FulcrumMarker) and fulcrum.path else []),
-    ]
-    found = {path: digest_file(Path(path)) for path in named}
+    found = {path: digest_file(Path(path)) for path in [*map_files(config), *_point_files(config)]}
     if isinstance(config.data, schemas.RelionData):
         found[config.data.star] = digest_file(Path(config.data.star))
         found |= {str(stack): file_state(stack) for stack in read_relion(config.data).stacks}
@@ -138,7 +133,7 @@ def inputs_of(config: JobConfig) -> dict[str, str]:
 def inputs_read(config: JobConfig, particles: Particles) -> dict[str, str]:
     """What was read, with a digest; stacks are told by size and time because hashing them takes minutes."""
     named = [particles.path, *(Path(path) for path in map_files(config))]
-    named += [Path(path) for path in _region_files(config)]
+    named += [Path(path) for path in _point_files(config)]
     found = {str(path): digest_file(path) for path in named}
     return found | {str(stack): file_state(stack) for stack in particles.stacks}
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from cryosweep.commands import add_command, say
 from cryosweep.file_commands.shared import (
-    SAME_PIXEL_SIZE,
     Vector,
     add_device,
     add_output,
     check_file,
+    check_particle_grid,
     check_same_grid,
     chosen_device,
     filling,
@@ -230,12 +230,7 @@ def _masks(arguments: argparse.Namespace, particles: Particles) -> tuple[Tensor 
 
 
 def _on_grid(path: Path, map: Map, particles: Particles) -> Map:
-    size = int(map.data.shape[-1])
-    if size != particles.box_size or abs(map.pixel_size / particles.pixel_size - 1.0) > SAME_PIXEL_SIZE:
-        raise ValueError(
-            f"{path} has {size} px of {map.pixel_size:g} Å, the particles {particles.box_size} px of "
-            f"{particles.pixel_size:g} Å; bring both on one grid first"
-        )
+    check_particle_grid(path, map, particles)
     return map
 
 

@@ -117,6 +117,7 @@ class SimulatedData(DataConfig):
     shift_spread: PerDomain
     pose_error_rotation: float
     pose_error_shift: float
+    scale_spread: float
     defocus_min: float
     defocus_max: float
     voltage: float
@@ -175,6 +176,7 @@ class HomogeneousConsensus(ConsensusConfig):
     mask_near: float
     mask_far: float
     mask_starts: float
+    scale: bool
     kind: str = "homogeneous"
 
 
@@ -399,6 +401,7 @@ class RefinementConfig:
     regularisation: Regularisation
     band_from: BandFrom
     marginalise: bool
+    scale: bool
 
 
 @dataclass
@@ -601,6 +604,7 @@ def _data_faults(data: DataConfig) -> list[str]:
         *_range("data.snr", data.snr, 0, bound="above"),
         *_range("data.pose_error_rotation", data.pose_error_rotation, 0, 180, unit="degrees"),
         *_range("data.pose_error_shift", data.pose_error_shift, 0, unit="Å"),
+        *_range("data.scale_spread", data.scale_spread, 0, 1),
         *_range("data.defocus_min", data.defocus_min, 0, unit="Å"),
         *_range("data.voltage", data.voltage, 50, 1000, unit="kV"),
         *_range("data.spherical_aberration", data.spherical_aberration, 0, 10, unit="mm"),

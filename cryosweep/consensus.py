@@ -155,6 +155,8 @@ def refine_consensus(
         memory_budget=memory_budget, advance=advance, on_iteration=on_iteration,
         remask=follow if isinstance(mask, DynamicMask) else None,
     )  # fmt: skip
+    if result.scale is not None:
+        particles = particles.rescaled(result.scale)
     half_maps = reconstruct_half_maps(
         particles, result.rotations, result.shifts, device=device, advance=advance
     )

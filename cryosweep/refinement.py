@@ -55,6 +55,7 @@ from cryosweep.reconstruction import (
 from cryosweep.regularisation import NonuniformSettings, Regularisation, nonuniform
 from cryosweep.resolution import crossing, fsc, mask_corrected_fsc
 from cryosweep.rules import Finding, missed_poses
+from cryosweep.scale import particle_scale, scale_terms
 from cryosweep.search import (
     MISSED,
     ExtentShape,
@@ -137,6 +138,7 @@ class RefinementSettings:
         compile: compile the inner loop (`cryosweep.kernels`).
         marginalise: rebuild the maps from draws of the posterior of each particle whose pose is not known
             well enough for its image to be sharp at the band; else, and for all others, from the best pose.
+        scale: estimate a scale for each particle (`cryosweep.scale`) after each search.
     """
 
     rotation_extent: float = 20.0
@@ -152,6 +154,7 @@ class RefinementSettings:
     correct_for_mask: bool = True
     compile: bool = False
     marginalise: bool = True
+    scale: bool = False
     audit: float = 0.0
     seed: int = 0
 
@@ -260,6 +263,7 @@ class Refinement:
         audit: what the search left on the table, if that was asked for.
         inspection: noise, expected accuracy and precision of directions at the end.
         effective_radius: Å, of the ball with the mask's radius of gyration.
+        scale: (n,) float64, factor on the scale that the particles came with; None: not estimated.
     """
 
     rotations: Tensor
@@ -275,6 +279,7 @@ class Refinement:
     audit: Audit | None
     inspection: Inspection
     effective_radius: float
+    scale: Tensor | None
 
     @property
     def rotation_sd(self) -> Tensor:
@@ -426,6 +431,7 @@ def refine(
         searched: _Searched | None = None
         sums: tuple[FourierSums, FourierSums] | None = None
         log_posterior = begin.shifts_px.new_zeros(len(particles))
+        scale = torch.ones(len(particles), dtype=torch.float64) if settings.scale else None
         records: list[IterationRecord] = []
         stop = Stop.ITERATION_LIMIT
         for iteration in range(1, settings.max_iterations + 1):
@@ -456,6 +462,8 @@ def refine(
                 log_posterior[rows] = result.log_posterior
                 if advance is not None:
                     advance(len(rows))
+            if scale is not None:
+                scale = _rescale(prepared, half_sets, references, new, scale, band)
             grid = _working_grid(domain, band, limit)
             draws = _draws(new, curvature, anchor, space, domain, band, settings, seed=iteration)
             sums = _insert_all(prepared, half_sets, new, draws, grid)
@@ -524,6 +532,7 @@ def refine(
         stop,
         audit,
         inspection,
+        scale,
     )
 
 
@@ -677,6 +686,33 @@ def _inverse_noise(prepared: _PreparedImages, rows: Tensor) -> Tensor:
     """(b, K) inverse noise variance of the samples of some particles."""
     noise = prepared.noise[prepared.noise_of[rows].to(prepared.noise.device)]
     return (1.0 / noise)[:, prepared.plane.shell]
+
+
+def _rescale(
+    prepared: _PreparedImages, half_sets: Sequence[Tensor], references: Sequence[Reference], poses: Poses,
+    scale: Tensor, band: int,
+) -> Tensor:  # fmt: skip
+    """Scale of each particle at `poses`; prepared images and weights, which hold `scale`, take it over."""
+    plane = prepared.plane.up_to(band)
+    samples = plane.k.shape[0]
+    cross, energy = torch.zeros(2, len(scale), dtype=torch.float64)
+    half_of = torch.zeros(len(scale), dtype=torch.int64)
+    for half, rows in _half_chunks(half_sets):
+        at = poses[rows]
+        terms = scale_terms(
+            references[half].up_to(band), plane, images=_whiten(prepared, rows, prepared.images)[:, :samples],
+            weights=_whiten(prepared, rows, prepared.weights)[:, :samples],
+            rotations=at.rotations, shifts_px=at.shifts_px,
+        )  # fmt: skip
+        cross[rows], energy[rows] = terms[0].cpu() / scale[rows], terms[1].cpu() / scale[rows].square()
+        half_of[rows] = half
+    found = particle_scale(cross, energy, half_of)
+    change = (found / scale).to(prepared.weights)[:, None]
+    for _, rows in _half_chunks(half_sets):
+        rows = rows.to(change.device)
+        prepared.images[rows] *= change[rows]
+        prepared.weights[rows] *= change[rows].square()
+    return found
 
 
 def _audit(
@@ -935,7 +971,7 @@ def _settled(records: list[IterationRecord], *, corrected: bool) -> bool:
 def _result(
     particles: Particles, poses: Poses, covariance: Tensor, log_posterior: Tensor, evidence: Tensor,
     start_shift_px: Tensor, domain: _Domain, records: tuple[IterationRecord, ...], stop: Stop,
-    audit: Audit | None, inspection: Inspection,
+    audit: Audit | None, inspection: Inspection, scale: Tensor | None,
 ) -> Refinement:  # fmt: skip
     """Poses back in the frame of the whole map, in float64."""
     # the search works in float32: take over the change of rotation, so that the product stays orthonormal
@@ -958,4 +994,5 @@ def _result(
         audit=audit,
         inspection=inspection,
         effective_radius=domain.effective_radius_px * particles.pixel_size,
+        scale=scale,
     )

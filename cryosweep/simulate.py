@@ -64,6 +64,7 @@ FINEST_STEP = 1.75  # Å: on this grid what folds back below Nyquist of the fina
 
 NOISE_LOW_FREQUENCY_POWER = 3.0  # times the power at high frequency
 NOISE_CORNER = 50.0  # Å
+SCALE_STREAM = 0x5CA1E  # sets the seed of the scales apart from that of all else
 ASTIGMATISM = 100.0  # Å, standard deviation of half the difference of the two defoci
 
 SPECTRA_LIMIT = 512 * 2**20  # bytes of half-plane samples held at once
@@ -119,6 +120,7 @@ class SimulationSettings:
         shift_spread: standard deviation in Å per axis of what the hinge itself moves by.
         pose_error_rotation: standard deviation in degrees per axis of the error of the consensus poses.
         pose_error_shift: the same of their shifts, Å.
+        scale_spread: standard deviation of the scale of each particle's signal, log-normal with mean 1.
         defocus_min: Å, positive is underfocus; the defoci are uniform between the two.
         defocus_max: Å.
         voltage: kV.
@@ -137,6 +139,7 @@ class SimulationSettings:
     shift_spread: Mapping[str, float] = field(default_factory=lambda: {"foot": 0.5, "head": 1.0, "arm": 1.0})
     pose_error_rotation: float = 1.0
     pose_error_shift: float = 1.4
+    scale_spread: float = 0.0
     defocus_min: float = 8000.0
     defocus_max: float = 23000.0
     voltage: float = 300.0
@@ -162,6 +165,7 @@ class SimulationSettings:
                 0 <= self.pose_error_shift < math.inf,
                 f"pose_error_shift={self.pose_error_shift} Å must be 0 or more",
             ),
+            (0 <= self.scale_spread <= 1, f"scale_spread={self.scale_spread} must lie between 0 and 1"),
             (
                 0 < self.defocus_min <= self.defocus_max < math.inf,
                 f"defocus_min={self.defocus_min} Å must lie between 0 and defocus_max={self.defocus_max} Å",
@@ -242,12 +246,14 @@ class Truth:
         labels: (d, d, d) int64 territory of each domain, 1 + its place in `DOMAINS`; 0 is solvent.
         box_size: px.
         pixel_size: Å.
+        scale: (n,) float64 of each particle's signal, or None where all are 1.
     """
 
     domains: Mapping[str, DomainTruth]
     labels: Tensor
     box_size: int
     pixel_size: float
+    scale: Tensor | None = None
 
     def take(self, index: Tensor) -> Truth:
         """The truth about the particles at `index` (k,), in that order."""
@@ -255,7 +261,7 @@ class Truth:
             name: replace(truth, poses=Poses(truth.poses.rotations[index], truth.poses.shifts[index]))
             for name, truth in self.domains.items()
         }
-        return replace(self, domains=domains)
+        return replace(self, domains=domains, scale=None if self.scale is None else self.scale[index])
 
 
 @dataclass(frozen=True)
@@ -409,8 +415,9 @@ def simulate(
     """Simulate particles and write them, with the truth about them, into a folder.
 
     `particles.star` and `particles.mrcs` are what a consensus refinement leaves behind. The truth is in
-    `truth_<domain>.star` (the same table with the domain's true poses), `truth_<domain>.mrc` (its noise-free
-    density at rest), `domains.mrc` (labels) and `simulation.json` (settings and measured values).
+    `truth_<domain>.star` (the same table with the domain's true poses, and the scales where they differ),
+    `truth_<domain>.mrc` (its noise-free density at rest), `domains.mrc` (labels) and
+    `simulation.json` (settings and measured values).
 
     Args:
         settings: what to simulate.
@@ -425,13 +432,15 @@ def simulate(
     poses = _true_poses(structure, settings, generator)
     consensus = _with_error(poses["body"], settings, generator)
     optics = _random_optics(settings, generator)
+    scale = _random_scale(settings)
+    shown = optics if scale is None else replace(optics, scale=optics.scale * scale)
     half_sets = torch.randperm(settings.particles, generator=generator) % 2
     stack_path = folder / "particles.mrcs"
     with open_stack_for_writing(
         stack_path, count=settings.particles, box_size=settings.box_size, pixel_size=settings.pixel_size
     ) as stack:
         signal_variance = _write_signal(
-            stack, structure, poses, optics, settings, torch.device(device), chunk_size, advance
+            stack, structure, poses, shown, settings, torch.device(device), chunk_size, advance
         )
         noise_variance = signal_variance / settings.snr
         _add_noise(stack, noise_variance, settings.pixel_size, generator, chunk_size)
@@ -446,9 +455,10 @@ def simulate(
         box_size=settings.box_size,
     )
     write_particles(particles, particles.path, rotations=consensus.rotations, shifts=consensus.shifts)
+    known = particles if scale is None else particles.rescaled(scale)
     for name in DOMAINS:
         path = folder / f"truth_{name}.star"
-        write_particles(particles, path, rotations=poses[name].rotations, shifts=poses[name].shifts)
+        write_particles(known, path, rotations=poses[name].rotations, shifts=poses[name].shifts)
     _write_maps(structure, settings, folder)
     _write_summary(structure, settings, folder, signal_variance, noise_variance)
     return SimulatedData(folder, particles.path, signal_variance, noise_variance)
@@ -504,6 +514,16 @@ def _random_optics(settings: SimulationSettings, generator: torch.Generator) -> 
         b_factor=same(0.0),
         scale=same(1.0),
     )
+
+
+def _random_scale(settings: SimulationSettings) -> Tensor | None:
+    """(n,) scales of a generator of their own, so that they change nothing else; None if all are 1."""
+    if settings.scale_spread == 0.0:
+        return None
+    generator = torch.Generator().manual_seed(settings.seed ^ SCALE_STREAM)
+    variance = math.log1p(settings.scale_spread**2)
+    normal = _normal((settings.particles,), generator)
+    return torch.exp(math.sqrt(variance) * normal - 0.5 * variance)
 
 
 def _write_signal(
@@ -656,12 +676,14 @@ def load_truth(folder: Path) -> Truth:
             f"{folder}: {', '.join(missing)} not found; give the folder as the simulation wrote it."
         )
     domains: dict[str, DomainTruth] = {}
+    scale: Tensor | None = None
     for name in DOMAINS:
         particles = read_particles(folder / f"truth_{name}.star")
         poses = Poses(particles.rotations, particles.shifts)
         domains[name] = DomainTruth(poses, folder / f"truth_{name}.mrc")
+        scale = particles.contrast
     labels = read_map(folder / "domains.mrc")
-    return Truth(domains, labels.data.long(), labels.data.shape[0], labels.pixel_size)
+    return Truth(domains, labels.data.long(), labels.data.shape[0], labels.pixel_size, scale)
 
 
 # ---- scores against the truth ----

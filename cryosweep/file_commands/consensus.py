@@ -58,6 +58,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--nonuniform", action="store_true", help="filter the references at each place for itself"
     )
+    parser.add_argument("--scale", action="store_true", help="estimate a scale for each particle")
     parser.add_argument(
         "--mask", default="dynamic", metavar="MASK",
         help="dynamic (cut from the map), sphere (none) or a file (default: %(default)s)",
@@ -100,6 +101,7 @@ def consensus(arguments: argparse.Namespace) -> int:
         max_iterations=arguments.iterations,
         initial_lowpass=arguments.initial_lowpass,
         regularisation=Regularisation.nonuniform if arguments.nonuniform else Regularisation.wiener,
+        scale=arguments.scale,
     )
     particles = read_particle_file(arguments, poses_needed=False)
     if "rlnAngleRot" not in particles.table and (arguments.rotation_extent < 180.0 or arguments.map is None):
@@ -195,7 +197,7 @@ def _write(
     for name, volume in (("half_a", a), ("half_b", b), ("map", mean), ("mask", found.mask.cpu())):
         write_map(folder / f"{name}.mrc", volume, pixel_size=pixel_size)
     write_particles(
-        particles, folder / "particles.star", rotations=result.rotations, shifts=result.shifts,
+        found.particles, folder / "particles.star", rotations=result.rotations, shifts=result.shifts,
         extra={
             "cryosweepRotationSd": result.rotation_sd.numpy().round(4),
             "cryosweepShiftSdAngst": result.shift_sd.numpy().round(4),

@@ -27,6 +27,7 @@ def add_parser(commands: Commands) -> None:
         ("--box-size", int, 96, "px, even"),
         ("--pixel-size", float, 3.5, "Å per px"),
         ("--snr", float, 0.1, "variance of the signal over variance of the noise"),
+        ("--scale-spread", float, 0.0, "standard deviation of the particles' own contrast"),
         ("--seed", int, 0, "of motion, poses, defocus and noise"),
     ):
         parser.add_argument(flag, type=kind, default=value, help=f"{help} (default: %(default)s)")
@@ -53,6 +54,7 @@ def simulate(arguments: argparse.Namespace) -> int:
         box_size=arguments.box_size,
         pixel_size=arguments.pixel_size,
         snr=arguments.snr,
+        scale_spread=arguments.scale_spread,
         seed=arguments.seed,
     )
     device = chosen_device(arguments.device)

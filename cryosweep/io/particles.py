@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import numpy as np
 import pandas as pd
@@ -33,6 +33,7 @@ _DEFOCUS = ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle")
 _MICROSCOPE = ("rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast")
 _NOT_APPLIED = ("rlnBeamTiltX", "rlnBeamTiltY", "rlnOddZernike", "rlnEvenZernike",
                 "rlnMagMat00", "rlnMagMat01", "rlnMagMat10", "rlnMagMat11")  # fmt: skip
+SCALE_COLUMN = "cryosweepScale"
 
 _Floats = np.ndarray[Any, np.dtype[np.float64]]
 _Integers = np.ndarray[Any, np.dtype[np.int64]]
@@ -58,6 +59,7 @@ class Particles:
         box_size: px.
         notes: what was overridden or not used, as sentences for the user.
         block: name of the table's block in the STAR file.
+        contrast: (n,) float64, the per-particle scale, which `optics.scale` contains; None: there is none.
     """
 
     path: Path
@@ -75,6 +77,7 @@ class Particles:
     box_size: int
     notes: tuple[str, ...]
     block: str = "particles"
+    contrast: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.table)
@@ -91,7 +94,13 @@ class Particles:
             optics=self.optics[index],
             optics_group=self.optics_group[index],
             half_sets=self.half_sets[index],
+            contrast=None if self.contrast is None else self.contrast[index],
         )
+
+    def rescaled(self, factor: Tensor) -> Self:
+        """The particles with their per-particle scale multiplied by `factor` (n,)."""
+        contrast = factor if self.contrast is None else self.contrast * factor
+        return replace(self, contrast=contrast, optics=replace(self.optics, scale=self.optics.scale * factor))
 
     def images(self, index: Tensor) -> Tensor:
         """Images at `index` (b,), read from the memory-mapped stacks.
@@ -154,6 +163,7 @@ def read_particles(
     angles = np.stack([_numbers(table, name, where, default=0.0) for name in _ANGLES], axis=-1)
     if not has_poses:
         notes = (*notes, f"{where}: no angles, so every particle begins at angles of 0.")
+    contrast, contrast_notes = _contrast(table, where)
     half_sets, half_set_notes = _half_sets(table, where, half_set_seed)
     not_applied = _aberrations_not_applied(table, microscope)
 
@@ -161,7 +171,7 @@ def read_particles(
     stacks = _find_stacks(names, np.bincount(stack_of), path, image_folder)
     box_size, stack_notes = _check_stacks(stacks, stack_of, index_in_stack, path, pixel_size)
     _check_star_box_size(microscope, group, microscope_where, box_size)
-    return Particles(
+    particles = Particles(
         path=path,
         table=table,
         optics_table=optics_table,
@@ -175,9 +185,10 @@ def read_particles(
         half_sets=half_sets,
         pixel_size=pixel_size,
         box_size=box_size,
-        notes=(*notes, *optics_notes, *not_applied, *half_set_notes, *stack_notes),
+        notes=(*notes, *optics_notes, *not_applied, *contrast_notes, *half_set_notes, *stack_notes),
         block=block,
     )
+    return particles if contrast is None else particles.rescaled(contrast)
 
 
 def read_views(path: Path) -> Tensor:
@@ -281,8 +292,9 @@ def write_particles(
 ) -> None:
     """Write the particles with new poses, in the dialect they were read in.
 
-    Every other column keeps its text. The half sets are written, and image names start at the folder of the
-    new file, so RELION's programs must be run from there. The file appears whole or not at all.
+    Every other column keeps its text. The half sets and the per-particle scale are written, and image names
+    start at the folder of the new file, so RELION's programs must be run from there. The file appears whole
+    or not at all.
 
     Args:
         particles: n particles.
@@ -297,7 +309,7 @@ def write_particles(
     table = _updated_table(particles, path, rotations, shifts)
     for label, values in (extra or {}).items():
         if label in (*_ANGLES, *_origin_columns(particles.table, particles.optics_table), "rlnImageName",
-                     "rlnRandomSubset"):  # fmt: skip
+                     "rlnRandomSubset", SCALE_COLUMN):  # fmt: skip
             raise ValueError(f"{path}: the extra column {label} is written from the particles themselves.")
         if values.shape != (len(particles),):
             raise ValueError(
@@ -557,6 +569,21 @@ def _shifts(table: pd.DataFrame, where: str, pixel_size: float) -> Tensor:
     return torch.from_numpy(0.0 - origins * (1.0 if in_angstrom else pixel_size))
 
 
+def _contrast(table: pd.DataFrame, where: str) -> tuple[Tensor | None, tuple[str, ...]]:
+    """(n,) per-particle scale that an earlier refinement wrote, if there is one."""
+    if SCALE_COLUMN not in table.columns:
+        return None, ()
+    scale = _numbers(table, SCALE_COLUMN, where)
+    if (scale <= 0).any():
+        raise ValueError(
+            f"{where}: {SCALE_COLUMN} must be above 0, not {scale.min():g}; remove the column to do "
+            "without a scale."
+        )
+    low, high = scale.min(), scale.max()
+    said = f"{where}: the CTF of each particle is multiplied by its {SCALE_COLUMN}, {low:g} to {high:g}."
+    return torch.from_numpy(scale), (said,)
+
+
 def _half_sets(table: pd.DataFrame, where: str, seed: int) -> tuple[Tensor, tuple[str, ...]]:
     count = len(table)
     if "rlnRandomSubset" not in table.columns:
@@ -592,6 +619,8 @@ def _updated_table(particles: Particles, path: Path, rotations: Tensor, shifts: 
         unit = 1.0 if label.endswith("Angst") else particles.pixel_size
         table[label] = [_fixed(value) for value in (values / unit).tolist()]
     table["rlnRandomSubset"] = [str(half_set + 1) for half_set in particles.half_sets.tolist()]
+    if particles.contrast is not None:
+        table[SCALE_COLUMN] = [_fixed(value) for value in particles.contrast.tolist()]
     return table
 
 

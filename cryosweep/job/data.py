@@ -92,6 +92,7 @@ def _simulation_settings(data: schemas.SimulatedData) -> SimulationSettings:
         shift_spread=asdict(data.shift_spread),
         pose_error_rotation=data.pose_error_rotation,
         pose_error_shift=data.pose_error_shift,
+        scale_spread=data.scale_spread,
         defocus_min=data.defocus_min,
         defocus_max=data.defocus_max,
         voltage=data.voltage,

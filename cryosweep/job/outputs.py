@@ -71,6 +71,8 @@ def write_tables(
         **{f"turn_{axis}": review.turns[:, number] for number, axis in enumerate("xyz")},
         **{f"move_{axis}": review.shifts[:, number] for number, axis in enumerate("xy")},
     }
+    if particles.contrast is not None:
+        columns["scale"] = particles.contrast
     for prefix, known in (("", truth), ("start_", start_truth)):
         if known is not None:
             columns[f"{prefix}rotation_error"] = known.rotation_error

@@ -38,6 +38,7 @@ def refinement_settings(config: JobConfig) -> RefinementSettings:
         regularisation=Regularisation(loop.regularisation.value),
         correct_for_mask=loop.band_from is schemas.BandFrom.corrected,
         marginalise=loop.marginalise,
+        scale=loop.scale,
         compile=config.compute.compile,
     )
 
@@ -53,6 +54,7 @@ def consensus_settings(chosen: schemas.HomogeneousConsensus, seed: int) -> Refin
         initial_lowpass=chosen.initial_lowpass,
         max_resolution=chosen.max_resolution,
         regularisation=Regularisation.nonuniform if chosen.kind == "nonuniform" else Regularisation.wiener,
+        scale=chosen.scale,
         seed=seed,
     )
 

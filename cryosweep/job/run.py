@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -86,6 +87,9 @@ def run_job(config: JobConfig, folder: Path, tracker: Tracker, progress: Progres
         memory_budget=parse_memory(config.compute.memory_budget), advance=progress.advance,
         on_iteration=lambda record: tracker.metrics(iteration_metrics(record), step=record.iteration),
     )  # fmt: skip
+    if result.scale is not None:
+        particles = particles.rescaled(result.scale)
+        images = replace(images, particles=images.particles.rescaled(result.scale))
     progress.start(len(particles), "reconstructing")
     half_maps = reconstruct_half_maps(
         images.particles, result.rotations, result.shifts, device=device, advance=progress.advance

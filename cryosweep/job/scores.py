@@ -105,6 +105,8 @@ def summarise(
         "mask/volume": float(mask.double().sum()) * pixel_size**3,
         "iterations": float(len(result.records)),
     }
+    if particles.contrast is not None:
+        summary["scale/sd"] = float(particles.contrast.std())
     if truth is not None and start_truth is not None:
         refined = truth.summary(ruler, box_size=box_size, pixel_size=pixel_size)
         summary |= {f"truth/{name}": value for name, value in refined.items()}

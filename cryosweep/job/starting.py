@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -67,7 +68,7 @@ def starting_maps(
         maps = reconstruct_half_maps(
             particles, particles.rotations, particles.shifts, device=device, advance=progress.advance
         )
-        _write_consensus(folder, particles, maps, automatic_mask(maps))
+        _write_consensus(folder, particles, maps, automatic_mask(maps), None)
 
     if isinstance(chosen, schemas.HomogeneousConsensus):
         folder = _refined_consensus(config, chosen, data, store, device, progress)
@@ -76,18 +77,26 @@ def starting_maps(
     a, b, mask = (read_map(folder / f"{name}.mrc").data.to(device) for name in ("half_a", "half_b", "mask"))
     with np.load(folder / "poses.npz") as poses:
         rotations, shifts = (torch.from_numpy(poses[name]) for name in ("rotations", "shifts"))
+        scale = torch.from_numpy(poses["scale"]) if "scale" in poses else None
     particles = replace(particles, rotations=rotations, shifts=shifts)
+    if scale is not None:
+        particles = particles.rescaled(scale)
     half_maps = HalfMaps(a, b, particles.pixel_size)
     curves = consensus_curves(half_maps, mask, seed=config.seed)
     metrics = consensus_metrics(curves, data, particles)
     return Start(particles, half_maps, (0.0, 0.0, 0.0), consensus_table(curves), metrics)
 
 
-def _write_consensus(folder: Path, particles: Particles, half_maps: HalfMaps, mask: Tensor) -> None:
-    """Maps, mask and poses of a consensus; the poses to the last bit, which a STAR file does not hold."""
+def _write_consensus(
+    folder: Path, particles: Particles, half_maps: HalfMaps, mask: Tensor, scale: Tensor | None
+) -> None:
+    """Maps, mask, poses and scale of a consensus; poses to the last bit, which a STAR file does not hold."""
     for name, volume in (("half_a", half_maps.half_a), ("half_b", half_maps.half_b), ("mask", mask)):
         write_map(folder / f"{name}.mrc", volume.cpu(), pixel_size=half_maps.pixel_size)
-    np.savez(folder / "poses.npz", rotations=particles.rotations.numpy(), shifts=particles.shifts.numpy())
+    held: dict[str, Any] = {"rotations": particles.rotations.numpy(), "shifts": particles.shifts.numpy()}
+    if scale is not None:
+        held["scale"] = scale.numpy()
+    np.savez(folder / "poses.npz", **held)
 
 
 def _refined_consensus(
@@ -119,10 +128,10 @@ def _refined_consensus(
             f"change {float(found.refinement.rotation_change.median()):.1f}°, "
             f"{float(found.refinement.shift_change.median()):.1f} Å"
         )
-        _write_consensus(folder, found.particles, found.half_maps, found.mask)
+        _write_consensus(folder, found.particles, found.half_maps, found.mask, found.refinement.scale)
         iteration_table(found.refinement.records).to_csv(folder / "iterations.csv", index=False)
         write_particles(
-            particles, folder / "particles.star",
+            found.particles, folder / "particles.star",
             rotations=found.particles.rotations, shifts=found.particles.shifts,
         )  # fmt: skip
 

@@ -16,12 +16,15 @@ from cryosweep.accuracy import needed_step, pose_certainty
 from cryosweep.anisotropy import ConicalFsc, sampling_compensation
 from cryosweep.geometry import moves_about
 from cryosweep.io.particles import Particles
-from cryosweep.mask import centre_of_mass
+from cryosweep.mask import centre_of_mass, threshold_of
 from cryosweep.reconstruction import HalfMaps
 from cryosweep.refinement import Refinement, RefinementSettings
 from cryosweep.resolution import FscCurves, crossing, effective_samples
 from cryosweep.rules import Finding
 from cryosweep.study.assessment import Score, directional_fsc, rim_share
+
+# Share of the 99.9th percentile above which a map is density, where the share under a mask is counted.
+DENSITY_FROM = 0.1
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ def review_setup(
                 settings.recentre, rotation=settings.rotation_prior, shift=settings.shift_prior
             ),
             rules.small_domain(rules.protein_mass(made.region_volume), has_prior=prior),
+            rules.scale_of_a_domain(settings.scale, masked_share=density_share(start, mask)),
             rules.half_balance(len(particles) - second, second),
             rules.fulcrum_lever(
                 float((centre * pixel_size - fulcrum.double().cpu()).norm()),
@@ -85,6 +89,13 @@ def review_setup(
             ),
         )
     )  # fmt: skip
+
+
+def density_share(volume: Tensor, mask: Tensor) -> float:
+    """Share of a map's density (d, d, d), above a tenth of its 99.9th percentile, that lies under a mask."""
+    density = torch.where(volume > threshold_of(volume, DENSITY_FROM, unit="fraction"), volume, 0.0)
+    total = float(density.sum())
+    return float((density * mask).sum()) / total if total > 0.0 else 1.0
 
 
 @dataclass(frozen=True)

@@ -380,7 +380,8 @@ def write_subtracted(
 ) -> Path:
     """Write images and table of `particles`, in the dialect they were read in, for other programs to go on.
 
-    `particles.mrcs` and `particles.star` appear in `folder`. Poses stay as they are; with `centre_px` the
+    `particles.mrcs` and `particles.star` appear in `folder`. The images are free of odd aberrations and of
+    anisotropic magnification, and their table says so. Poses stay as they are; with `centre_px` the
     origins are those of the new frame. The column `rlnImageOriginalName` keeps the old image names.
 
     Args:
@@ -417,8 +418,7 @@ def write_subtracted(
     if optics_table is not None and "rlnImageSize" in optics_table:
         optics_table = optics_table.assign(rlnImageSize=str(size))
     written = replace(
-        particles,
-        optics_table=optics_table,
+        replace(particles, optics_table=optics_table).with_corrected_images(),
         stacks=(stack,),
         stack_of=torch.zeros(len(particles), dtype=torch.int64),
         index_in_stack=torch.arange(len(particles)),

@@ -1,6 +1,7 @@
 """CTF against its formula written out, RELION's wavelength and an independent program."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -54,6 +55,21 @@ def test_b_factor_damps_and_scale_multiplies():
     where = frequencies(16)
     expected = 0.9 * contrast_transfer(optics(), where) * torch.exp(-50.0 / 4 * where.square().sum(-1))
     assert_close(contrast_transfer(optics(b_factor=50.0, scale=0.9), where), expected)
+
+
+def test_even_aberrations_add_to_the_phase():
+    """Defocus and astigmatism are such polynomials: R(2, 0) = 2 r^2 - 1 and Z(2, 2) = r^2 cos 2 phi."""
+    where = frequencies(16)
+    plain = optics(defocus_u=14500.0, defocus_v=14500.0)
+    wavelength = float(electron_wavelength(plain.voltage))
+    change = -math.pi * wavelength * 300.0 / 2  # 300 Å of defocus, as coefficient of R(2, 0)
+    coefficients = torch.tensor([[change, 0.0, change, 0.0]], dtype=torch.float64)
+    moved = contrast_transfer(optics(defocus_u=14800.0, defocus_v=14800.0), where)
+    assert_close(contrast_transfer(replace(plain, even_zernike=coefficients), where), moved)
+    # the last of order 2
+    astigmatic = contrast_transfer(optics(defocus_u=14600.0, defocus_v=14400.0, astigmatism_angle=0.0), where)
+    coefficients = torch.tensor([[0.0, 0.0, 0.0, -math.pi * wavelength * 100.0]], dtype=torch.float64)
+    assert_close(contrast_transfer(replace(plain, even_zernike=coefficients), where), astigmatic)
 
 
 def test_float32_agrees_with_float64():

@@ -1,6 +1,7 @@
 """Particles: STAR files of every dialect, and the stacks they name."""
 
 import gzip
+from dataclasses import replace
 from pathlib import Path
 
 import mrcfile
@@ -109,8 +110,11 @@ def assert_same(first: Particles, second: Particles) -> None:
     assert first.box_size == second.box_size
     every = torch.arange(len(first))
     assert torch.equal(first.images(every), second.images(every))
-    for field in vars(first.optics):
-        assert torch.equal(getattr(first.optics, field), getattr(second.optics, field)), field
+    for field, value in vars(first.optics).items():
+        if field != "even_zernike" or value is not None:
+            assert torch.equal(value, getattr(second.optics, field)), field
+    assert (first.optics.even_zernike is None) == (second.optics.even_zernike is None)
+    assert (first.aberrations is None) == (second.aberrations is None)
 
 
 # ---- what a table means ----
@@ -215,17 +219,59 @@ def test_positive_b_factors_damp(project):
     assert particles.notes == ()
 
 
-def test_aberrations_that_are_not_applied_are_said(project):
-    optics = OPTICS | {
-        "rlnBeamTiltX": ["0", "0.1"],
-        "rlnBeamTiltY": ["0", "0"],
-        "rlnOddZernike": ["[0,0,0]", "[0,1.5,0]"],
+def test_aberrations_are_read_and_said(project):
+    neutral = OPTICS | {
+        "rlnBeamTiltX": ["0", "0.0"],
+        "rlnOddZernike": ["[0,0,0]", "[]"],
         "rlnEvenZernike": ["[0,0,0]", "[]"],
         "rlnMagMat00": ["1", "1.0"],
-        "rlnMagMat01": ["0", "odd"],
+        "rlnMagMat01": ["0", "0"],
     }
-    (note,) = read_particles(relion31(project, optics)).notes
-    assert note == "Kept in the table but not corrected for: rlnBeamTiltX, rlnOddZernike, rlnMagMat01."
+    plain = read_particles(relion31(project, neutral))
+    assert plain.notes == ()
+    assert plain.aberrations is None
+    assert plain.optics.even_zernike is None
+    optics = neutral | {
+        "rlnOddZernike": ["[0,0,0]", "[0,1.5,0]"],
+        "rlnEvenZernike": ["[0,2,0,7]", "[]"],
+        "rlnMagMat01": ["0", "0.01"],
+    }
+    particles = read_particles(relion31(project, optics))
+    (note,) = particles.notes
+    assert note.endswith(
+        "corrected for beam tilt and odd aberrations, even aberrations, anisotropic magnification."
+    )
+    # of the two groups the particles take turns
+    assert particles.optics.even_zernike[:2].tolist() == [[0, 2, 0, 7], [0, 0, 0, 0]]
+    assert particles.aberrations.odd[:2].tolist() == [[0] * 5, [0, 1.5, 0, 0, 0]]
+    assert particles.aberrations.magnification[1].tolist() == [[1, 0.01], [0, 1]]
+    taken = particles.take(torch.tensor([1]))
+    assert taken.aberrations.odd.tolist() == [[0, 1.5, 0, 0, 0]]
+    assert taken.optics.even_zernike.tolist() == [[0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "said"),
+    [
+        ("rlnMagMat00", ["1", "odd"], "column rlnMagMat00 must hold numbers"),
+        ("rlnMagMat11", ["1", "1.5"], "changes the magnification by 50%"),
+        ("rlnOddZernike", ["[0,0]", "[0;1]"], "rlnOddZernike must hold vectors"),
+        ("rlnEvenZernike", ["[0,nan]", "[0]"], "rlnEvenZernike holds a coefficient that is not finite"),
+    ],
+)
+def test_unusable_aberrations_are_refused(project, column, values, said):
+    with pytest.raises(ValueError, match=said):
+        read_particles(relion31(project, OPTICS | {column: values}))
+
+
+def test_aberrations_among_the_particles_are_not_used(project):
+    table = RELION31 | {"rlnBeamTiltX": ["0.5"] * 4}
+    particles = read_particles(write_star(project / "tilt.star", optics=OPTICS, particles=table))
+    assert particles.aberrations is None
+    assert any("rlnBeamTiltX not used" in note for note in particles.notes)
+    # before 3.1 there is one table only
+    old = read_particles(write_star(project / "old.star", images=RELION30 | {"rlnBeamTiltX": ["0.5"] * 4}))
+    assert bool(old.aberrations.odd.any())
 
 
 # ---- half sets ----
@@ -812,9 +858,12 @@ def test_relion5(shared_data, tmp_path):
     assert len(particles) == 17
     assert particles.pixel_size == 0.89
     assert particles.optics.voltage.tolist() == [100.0] * 17
-    assert particles.images(torch.tensor([10, 4]))[:, 0, 0].tolist() == [10.0, 4.0]
+    recorded = replace(particles, aberrations=None).images(torch.tensor([10, 4]))
+    assert recorded[:, 0, 0].tolist() == [10.0, 4.0]
     (note,) = particles.notes
-    assert "rlnOddZernike, rlnEvenZernike" in note
+    assert "odd aberrations, even aberrations, anisotropic magnification" in note
+    assert particles.aberrations is not None
+    assert particles.aberrations.magnification[0, 0].tolist() == [1.001833, -7.04404e-4]
     target = tmp_path / "new.star"
     write_particles(particles, target, rotations=particles.rotations, shifts=particles.shifts)
     again = read_particles(target)

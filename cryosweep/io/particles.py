@@ -22,7 +22,8 @@ from mrcfile.mrcfile import MrcFile
 from mrcfile.utils import data_dtype_from_header
 from torch import Tensor
 
-from cryosweep.ctf import Optics
+from cryosweep.aberrations import ImageAberrations, with_beam_tilt
+from cryosweep.ctf import Optics, electron_wavelength
 from cryosweep.geometry import euler_from_rotation, rotation_from_euler
 from cryosweep.io.maps import has_map_tag, replacing
 
@@ -31,9 +32,13 @@ CtfDamping = Literal["relion", "absolute", "none"]
 _ANGLES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
 _DEFOCUS = ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle")
 _MICROSCOPE = ("rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast")
-_NOT_APPLIED = ("rlnBeamTiltX", "rlnBeamTiltY", "rlnOddZernike", "rlnEvenZernike",
-                "rlnMagMat00", "rlnMagMat01", "rlnMagMat10", "rlnMagMat11")  # fmt: skip
+_TILT = ("rlnBeamTiltX", "rlnBeamTiltY")
+_ODD, _EVEN = "rlnOddZernike", "rlnEvenZernike"
+_MAGNIFICATION = ("rlnMagMat00", "rlnMagMat01", "rlnMagMat10", "rlnMagMat11")
+_ABERRATIONS = (*_TILT, _ODD, _EVEN, *_MAGNIFICATION)
 SCALE_COLUMN = "cryosweepScale"
+# Largest change of magnification that images are resampled for; real microscopes differ by some per cent.
+MOST_MAGNIFICATION = 0.1
 
 _Floats = np.ndarray[Any, np.dtype[np.float64]]
 _Integers = np.ndarray[Any, np.dtype[np.int64]]
@@ -51,7 +56,8 @@ class Particles:
         stack_of: (n,) int64 index into `stacks`.
         index_in_stack: (n,) int64, from 0.
         rotations: (n, 3, 3) float64, `x_view = R @ x_map`.
-        shifts: (n, 2) float64 Å, where the map's origin lands from pixel `n // 2`: minus RELION's origin.
+        shifts: (n, 2) float64 Å, where the map's origin lands from pixel `n // 2`: minus RELION's origin, in
+            images whose magnification is corrected.
         optics: CTF parameters, float64.
         optics_group: (n,) int64 row of `optics_table`; 0 where the file has none.
         half_sets: (n,) int64, 0 for `rlnRandomSubset` 1 and 1 for 2.
@@ -60,6 +66,7 @@ class Particles:
         notes: what was overridden or not used, as sentences for the user.
         block: name of the table's block in the STAR file.
         contrast: (n,) float64, the per-particle scale, which `optics.scale` contains; None: there is none.
+        aberrations: what is corrected in the images as they are read; None: nothing.
     """
 
     path: Path
@@ -78,6 +85,7 @@ class Particles:
     notes: tuple[str, ...]
     block: str = "particles"
     contrast: Tensor | None = None
+    aberrations: ImageAberrations | None = None
 
     def __len__(self) -> int:
         return len(self.table)
@@ -95,6 +103,7 @@ class Particles:
             optics_group=self.optics_group[index],
             half_sets=self.half_sets[index],
             contrast=None if self.contrast is None else self.contrast[index],
+            aberrations=None if self.aberrations is None else self.aberrations[index],
         )
 
     def rescaled(self, factor: Tensor) -> Self:
@@ -106,7 +115,8 @@ class Particles:
         """Images at `index` (b,), read from the memory-mapped stacks.
 
         Returns:
-            (b, box, box) float32 in the order of `index`, as stored: not normalised, not shifted.
+            (b, box, box) float32 in the order of `index`, not normalised, not shifted; as stored, but for
+            odd aberrations and an anisotropic magnification, which are corrected.
         """
         images = np.empty((len(index), self.box_size, self.box_size), dtype=np.float32)
         stack_of = self.stack_of[index].numpy()
@@ -116,7 +126,26 @@ class Particles:
             places = np.flatnonzero(stack_of == number)
             places = places[np.argsort(rows[places])]  # the disk is read in one direction
             images[places] = stack[rows[places]]
-        return torch.from_numpy(images)
+        read = torch.from_numpy(images)
+        if self.aberrations is None:
+            return read
+        return self.aberrations[index].corrected(read, self.pixel_size)
+
+    def with_corrected_images(self) -> Self:
+        """The particles once their images are stored as `images` gives them, with nothing left to correct."""
+        if self.aberrations is None:
+            return self
+        neutral = dict.fromkeys(_TILT, "0.000000") | {_ODD: "[0,0,0,0,0,0]"}
+        neutral |= {
+            label: "1.000000" if label in _MAGNIFICATION[::3] else "0.000000" for label in _MAGNIFICATION
+        }
+        table, optics_table = self.table, self.optics_table
+        if optics_table is None:
+            table = table.assign(**{label: text for label, text in neutral.items() if label in table})
+        else:
+            known = {label: text for label, text in neutral.items() if label in optics_table}
+            optics_table = optics_table.assign(**known)
+        return replace(self, table=table, optics_table=optics_table, aberrations=None)
 
 
 def read_particles(
@@ -165,7 +194,14 @@ def read_particles(
         notes = (*notes, f"{where}: no angles, so every particle begins at angles of 0.")
     contrast, contrast_notes = _contrast(table, where)
     half_sets, half_set_notes = _half_sets(table, where, half_set_seed)
-    not_applied = _aberrations_not_applied(table, microscope)
+    aberrations, even, aberration_notes = _aberrations(microscope, group, microscope_where, optics)
+    if even is not None:
+        optics = replace(optics, even_zernike=even)
+    if optics_table is not None:
+        aberration_notes = (*aberration_notes, *_aberrations_in_the_wrong_table(table, where))
+    shifts = _shifts(table, where, pixel_size)
+    if aberrations is not None:
+        shifts = _in_corrected_frame(shifts, aberrations)
 
     names, stack_of, index_in_stack = _image_names(table, where)
     stacks = _find_stacks(names, np.bincount(stack_of), path, image_folder)
@@ -179,14 +215,15 @@ def read_particles(
         stack_of=torch.from_numpy(stack_of),
         index_in_stack=torch.from_numpy(np.maximum(index_in_stack, 0)),
         rotations=rotation_from_euler(torch.from_numpy(angles)),
-        shifts=_shifts(table, where, pixel_size),
+        shifts=shifts,
         optics=optics,
         optics_group=torch.from_numpy(np.zeros_like(group) if optics_table is None else group),
         half_sets=half_sets,
         pixel_size=pixel_size,
         box_size=box_size,
-        notes=(*notes, *optics_notes, *not_applied, *contrast_notes, *half_set_notes, *stack_notes),
+        notes=(*notes, *optics_notes, *aberration_notes, *contrast_notes, *half_set_notes, *stack_notes),
         block=block,
+        aberrations=aberrations,
     )
     return particles if contrast is None else particles.rescaled(contrast)
 
@@ -528,26 +565,77 @@ def _optics(
     return Optics(*(torch.from_numpy(column) for column in columns)), notes
 
 
-def _aberrations_not_applied(table: pd.DataFrame, microscope: pd.DataFrame) -> tuple[str, ...]:
-    """A note on the columns that RELION would correct for and this program does not."""
-    present = [
-        label
-        for label in _NOT_APPLIED
-        if any(label in frame.columns and _differs(frame[label], label) for frame in (table, microscope))
+def _aberrations(
+    microscope: pd.DataFrame, group: _Integers, where: str, optics: Optics
+) -> tuple[ImageAberrations | None, Tensor | None, tuple[str, ...]]:
+    """What is corrected in each image, coefficients of the even aberrations (n, c), and a note on both."""
+    odd = _coefficients(microscope, _ODD, where, group)
+    even = _coefficients(microscope, _EVEN, where, group)
+    tilt = torch.from_numpy(
+        np.stack([_numbers(microscope, label, where, rows=group, default=0.0) for label in _TILT], axis=-1)
+    )
+    if any(label in microscope.columns for label in _TILT):
+        odd = with_beam_tilt(
+            odd, tilt, spherical_aberration=optics.spherical_aberration,
+            wavelength=electron_wavelength(optics.voltage),
+        )  # fmt: skip
+    entries = [
+        _numbers(microscope, label, where, rows=group, default=neutral)
+        for label, neutral in zip(_MAGNIFICATION, (1.0, 0.0, 0.0, 1.0), strict=True)
     ]
-    return (f"Kept in the table but not corrected for: {', '.join(present)}.",) if present else ()
+    magnification = torch.from_numpy(np.stack(entries, axis=-1)).reshape(-1, 2, 2)
+    change = torch.linalg.matrix_norm(magnification - torch.eye(2, dtype=torch.float64), ord=2)
+    if float(change.max()) > MOST_MAGNIFICATION:
+        raise ValueError(
+            f"{where}: rlnMagMat changes the magnification by {float(change.max()):.0%}, and at most "
+            f"{MOST_MAGNIFICATION:.0%} is corrected here; check the columns, or rescale the images."
+        )
+    applied = {
+        "beam tilt and odd aberrations": bool(odd.any()),
+        "even aberrations": bool(even.any()),
+        "anisotropic magnification": bool(change.any()),
+    }
+    told = [what for what, there in applied.items() if there]
+    notes = (f"{where}: corrected for {', '.join(told)}.",) if told else ()
+    images = ImageAberrations(odd, magnification) if odd.any() or change.any() else None
+    return images, even if even.any() else None, notes
 
 
-def _differs(column: Any, label: str) -> bool:
-    """Whether a column of numbers or vectors ("[a,b,...]") holds anything but the neutral value."""
-    neutral = 1.0 if label in ("rlnMagMat00", "rlnMagMat11") else 0.0
-    elements = [
-        element for text in column.unique() for element in str(text).strip("[]").split(",") if element
-    ]
+def _coefficients(table: pd.DataFrame, label: str, where: str, rows: _Integers) -> Tensor:
+    """(n, c) vectors of a column of texts like "[1,2,3]", filled up with zeros; (n, 0) where it is absent."""
+    if label not in table.columns:
+        return torch.zeros(len(rows), 0, dtype=torch.float64)
     try:
-        return any(float(element) != neutral for element in elements)
-    except ValueError:
-        return True
+        vectors = [
+            [float(element) for element in str(text).strip("[] ").split(",") if element.strip()]
+            for text in table[label]
+        ]
+    except ValueError as error:
+        raise ValueError(f"{where}: column {label} must hold vectors like [0.1,0,2]: {error}.") from error
+    padded = torch.zeros(len(vectors), max(map(len, vectors)), dtype=torch.float64)
+    for row, vector in zip(padded, vectors, strict=True):
+        row[: len(vector)] = torch.tensor(vector, dtype=torch.float64)
+    if not bool(padded.isfinite().all()):
+        raise ValueError(f"{where}: column {label} holds a coefficient that is not finite.")
+    return padded[torch.from_numpy(rows)]
+
+
+def _aberrations_in_the_wrong_table(table: pd.DataFrame, where: str) -> tuple[str, ...]:
+    """A note on columns of aberrations among the particles, which belong to the optics groups."""
+    present = [label for label in _ABERRATIONS if label in table.columns]
+    if not present:
+        return ()
+    return (f"{where}: {', '.join(present)} not used: these columns belong in block data_optics.",)
+
+
+def _in_corrected_frame(shifts: Tensor, aberrations: ImageAberrations) -> Tensor:
+    """(n, 2) shifts in recorded images as shifts in corrected ones: `M^-T t`."""
+    return torch.linalg.solve(aberrations.magnification.mT, shifts[..., None]).squeeze(-1)
+
+
+def _in_recorded_frame(shifts: Tensor, aberrations: ImageAberrations) -> Tensor:
+    """The inverse: `M^T t`."""
+    return (aberrations.magnification.mT @ shifts[..., None]).squeeze(-1)
 
 
 # ---- poses and half sets ----
@@ -613,7 +701,10 @@ def _updated_table(particles: Particles, path: Path, rotations: Tensor, shifts: 
     angles = euler_from_rotation(rotations.detach().to(device="cpu", dtype=torch.float64))
     for label, values in zip(_ANGLES, angles.unbind(-1), strict=True):
         table[label] = [_fixed(value) for value in values.tolist()]
-    origins = 0.0 - shifts.detach().to(device="cpu", dtype=torch.float64)
+    shifts = shifts.detach().to(device="cpu", dtype=torch.float64)
+    if particles.aberrations is not None:
+        shifts = _in_recorded_frame(shifts, particles.aberrations)
+    origins = 0.0 - shifts
     for label in _origin_columns(particles.table, particles.optics_table):
         values = origins[:, 0 if label.startswith("rlnOriginX") else 1]
         unit = 1.0 if label.endswith("Angst") else particles.pixel_size

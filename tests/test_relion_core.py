@@ -17,14 +17,22 @@ import starfile
 import torch
 from torch import Tensor
 
+from cryosweep.aberrations import odd_indices, with_beam_tilt, zernike
 from cryosweep.accuracy import ANGLES, SHIFTS, expected_accuracy
-from cryosweep.ctf import Optics, contrast_transfer
-from cryosweep.fourier import half_plane, low_pass, shell_sum, spectrum_of_images
+from cryosweep.ctf import Optics, contrast_transfer, electron_wavelength
+from cryosweep.fourier import (
+    half_plane,
+    images_of_spectrum,
+    low_pass,
+    shell_sum,
+    shift_phase,
+    spectrum_of_images,
+)
 from cryosweep.geometry import angle_between, euler_from_rotation, random_rotations
 from cryosweep.io import new_particles, open_stack_for_writing, read_particles, write_map, write_particles
 from cryosweep.io.particles import Particles
 from cryosweep.mask import soft_mask, spherical_mask
-from cryosweep.projector import make_reference, project
+from cryosweep.projector import make_reference, project, slices
 from cryosweep.reconstruction import half_map_sums, reconstruct_half_maps, unfiltered
 from cryosweep.refinement import RefinementSettings, refine
 from cryosweep.resolution import fsc
@@ -187,6 +195,109 @@ def test_projection_and_ctf_are_those_of_relion_project(
         record_property(f"correlation_with_{what.replace(' ', '_')}", median)
         say(f"projection with {what}: median correlation {median:.3f}")
         assert median < 0.98
+
+
+# ---- aberrations and magnification ----
+
+ODD, EVEN = [0.5, -1.0, 20.0, 30.0, -40.0, 60.0], [0.2, 1.0, 2.0, -30.0, 100.0, 50.0, 20.0, 10.0, 40.0]
+TILT = (30.0, -20.0)  # mrad: what matters at these frequencies
+MAGNIFICATION = torch.tensor([[1.05, 0.03], [0.01, 0.96]], dtype=torch.float64)
+
+
+def vector(values: list[float]) -> str:
+    return f"[{','.join(map(str, values))}]"
+
+
+def test_even_aberrations_are_those_of_relion_project(
+    head: Tensor, relion: Relion, tmp_path: Path, generator: torch.Generator, record_property: Record
+) -> None:
+    """RELION's own images with and without CTF; it applies even aberrations there, and no others."""
+    theirs = project_with_relion(head, relion, tmp_path, generator)
+    tables = starfile.read(tmp_path / "views.star")
+    tables["optics"]["rlnEvenZernike"] = [vector(EVEN), vector([0.0, 3.0, -7.0])]
+    starfile.write(tables, tmp_path / "views.star")
+    relion("relion_project", "--i", "head.mrc", "--ang", "views.star", "--angpix", PIXEL_SIZE,
+           "--o", "even", "--ctf")  # fmt: skip
+    particles = read_particles(tmp_path / "even.star")
+    plane = half_plane(BOX_SIZE, dtype=torch.float64, device=CPU)
+    images = spectrum_of_images(particles.images(torch.arange(len(particles))).double(), plane)
+    transfer = contrast_transfer(particles.optics, plane.k / (BOX_SIZE * PIXEL_SIZE))
+    error = float((images - transfer * theirs.without_ctf).norm() / images.norm())
+    record_property("even_aberrations_relative_error", error)
+    say(f"even aberrations: relative difference {error:.1e}")
+    assert error < 1e-6  # seen 3e-8, rounding; with the other sign 1.6
+    assert float((theirs.with_ctf - images).norm() / images.norm()) > 0.3
+
+
+def test_beam_tilt_odd_aberrations_and_magnification_are_those_of_relion_reconstruct(
+    head: Tensor, relion: Relion, tmp_path: Path, generator: torch.Generator, record_property: Record
+) -> None:
+    """Images made by the formula, their faults in the optics table: both programs see none of them."""
+    count = 400
+    plane = half_plane(BOX_SIZE, max_shell=21, dtype=torch.float64, device=CPU)
+    true = (plane.k @ MAGNIFICATION.mT) / (BOX_SIZE * PIXEL_SIZE)
+    rotations = random_rotations(count, generator, dtype=torch.float64)
+    shifts = 6.0 * torch.randn(count, 2, generator=generator, dtype=torch.float64)
+    same = torch.ones(count, dtype=torch.float64)
+    optics = Optics(
+        defocus_u=uniform(count, 8e3, 2e4, generator), defocus_v=uniform(count, 8e3, 2e4, generator),
+        astigmatism_angle=uniform(count, 0, 180, generator), voltage=300 * same,
+        spherical_aberration=2.7 * same, amplitude_contrast=0.1 * same, phase_shift=0 * same,
+        b_factor=0 * same, scale=same, even_zernike=torch.tensor(EVEN).double().expand(count, -1),
+    )  # fmt: skip
+    odd = with_beam_tilt(
+        torch.tensor([ODD]).double(), torch.tensor([TILT]).double(),
+        spherical_aberration=optics.spherical_aberration[:1], wavelength=electron_wavelength(same[:1] * 300),
+    )[0]  # fmt: skip
+    stretched = torch.block_diag(MAGNIFICATION, torch.ones(1, 1, dtype=torch.float64)).mT @ rotations
+    spectra = slices(make_reference(head), stretched, plane) * contrast_transfer(optics, true)
+    spectra = spectra * torch.exp(1j * (odd @ zernike(true, odd_indices(6))))
+    spectra = spectra * shift_phase(plane, shifts / PIXEL_SIZE)
+    write_stack(tmp_path / "faulty.mrcs", images_of_spectrum(spectra, plane))
+    particles = new_particles(
+        tmp_path / "faulty.star", stack=tmp_path / "faulty.mrcs", rotations=rotations, shifts=shifts,
+        optics=optics, half_sets=torch.arange(count) % 2, pixel_size=PIXEL_SIZE, box_size=BOX_SIZE,
+    )  # fmt: skip
+    assert particles.optics_table is not None
+    columns = {"rlnOddZernike": vector(ODD), "rlnEvenZernike": vector(EVEN)}
+    columns |= {"rlnBeamTiltX": str(TILT[0]), "rlnBeamTiltY": str(TILT[1])}
+    columns |= {f"rlnMagMat{i}{j}": str(float(MAGNIFICATION[i, j])) for i in (0, 1) for j in (0, 1)}
+    table = particles.optics_table.assign(**columns)
+    write_particles(
+        replace(particles, optics_table=table), particles.path, rotations=rotations, shifts=shifts
+    )
+
+    read = read_particles(particles.path)
+    ours = in_sphere(combined_map(read, read.rotations, read.shifts))
+    theirs = in_sphere(relion_map(relion, tmp_path, "faulty.star"))
+    truth = in_sphere(head)
+    figures = {
+        "ours and RELION's": worst_in_band(fsc(ours, theirs)),
+        "ours and the truth": worst_in_band(fsc(ours, truth)),
+        "RELION's and the truth": worst_in_band(fsc(theirs, truth)),
+    }
+    assert read.aberrations is not None
+    neutral = torch.eye(2, dtype=torch.float64).expand(count, 2, 2)
+    wrong = {
+        "nothing corrected": replace(read, aberrations=None),
+        "no odd aberrations": replace(
+            read, aberrations=replace(read.aberrations, odd=0 * read.aberrations.odd)
+        ),
+        "no magnification": replace(read, aberrations=replace(read.aberrations, magnification=neutral)),
+        "no even aberrations": replace(read, optics=replace(read.optics, even_zernike=None)),
+        "the transposed matrix": replace(
+            read, aberrations=replace(read.aberrations, magnification=read.aberrations.magnification.mT)
+        ),
+    }  # fmt: skip
+    for what, worst in figures.items():
+        record_property(f"worst_fsc_{what.replace(' ', '_')}", worst)
+        say(f"all faults, {what}: FSC {worst:.4f} or more up to 0.8 Nyquist")
+        assert worst > 0.99
+    for what, each in wrong.items():
+        worst = worst_in_band(fsc(in_sphere(combined_map(each, each.rotations, each.shifts)), truth))
+        record_property(f"worst_fsc_with_{what.replace(' ', '_')}", worst)
+        say(f"all faults, {what}: FSC with the truth {worst:.4f}")
+        assert worst < figures["ours and the truth"] - 0.003
 
 
 # ---- accuracy of poses ----

@@ -6,7 +6,8 @@ CTF, X the image and sigma^2 the noise variance of a shell, the likelihood is la
     s = sum Re(conj(P) X) / sigma^2  /  sum |P|^2 / sigma^2
 
 with the Cramér-Rao variance `1 / (2 sum |P|^2 / sigma^2)`. RELION estimates the same ratio for each group of
-images, mostly a micrograph (`rlnGroupScaleCorrection`), CryoSPARC for each particle (`alignments3D/alpha`).
+images, mostly a micrograph, with mean 1 over all images (`rlnGroupScaleCorrection`), CryoSPARC one for each
+particle (`alignments3D/alpha`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 from cryosweep.fourier import HalfPlane, shift_phase
 from cryosweep.projector import Reference, slices
 
-# As RELION: no scale beyond five times the median, none below a fifth of it.
+# No scale beyond five times the median, none below a fifth of it: a guard against images of something else.
 WIDEST = 5.0
 
 

@@ -96,7 +96,7 @@ def test_scales_that_do_not_differ_come_out_as_one(generator):
     assert float(error) < 0.9 * float(plain)
 
 
-def test_range_is_that_of_relion():
+def test_range_is_bounded_about_the_median():
     energy = torch.full((9,), 1e6, dtype=torch.float64)
     relative = torch.tensor([1.0] * 7 + [100.0, -3.0], dtype=torch.float64)
     scale = particle_scale(relative * energy, energy, torch.zeros(9, dtype=torch.int64))

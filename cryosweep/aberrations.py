@@ -142,8 +142,9 @@ def _stretch(size: int, factor: float) -> Tensor:
 def _turned_back(images: Tensor, odd: Tensor, pixel_size: float) -> Tensor:
     """Images (n, d, d) with the phases of odd polynomials, coefficients (n, c), taken out."""
     d = int(images.shape[-1])
-    phase = torch.einsum("nc,cyx->nyx", odd, _odd_polynomials(d, pixel_size, int(odd.shape[1])))
-    turn = torch.polar(torch.ones_like(phase), -phase).to(images.dtype.to_complex())
+    groups, group_of = odd.unique(dim=0, return_inverse=True)  # few: they belong to optics groups
+    phase = torch.einsum("gc,cyx->gyx", groups, _odd_polynomials(d, pixel_size, int(odd.shape[1])))
+    turn = torch.polar(torch.ones_like(phase), -phase).to(images.dtype.to_complex())[group_of]
     # about pixel 0 or d // 2 is all one: a product of transforms is a convolution
     return torch.fft.irfft2(torch.fft.rfft2(images) * turn, s=(d, d))
 

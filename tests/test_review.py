@@ -9,7 +9,7 @@ from cryosweep.mask import spherical_mask
 from cryosweep.reconstruction import HalfMaps
 from cryosweep.refinement import RefinementSettings
 from cryosweep.study.assessment import directional_fsc, rim_share
-from cryosweep.study.review import MaskOrigin, review_setup
+from cryosweep.study.review import MaskOrigin, density_share, review_setup
 
 SIZE, PIXEL = 48, 4.0
 
@@ -61,6 +61,23 @@ def test_a_sound_set_up_brings_no_finding() -> None:
 )
 def test_each_fault_brings_its_rule(changes: dict[str, object], expected: list[str]) -> None:
     assert codes(**changes) == expected
+
+
+def test_scale_of_a_domain_is_warned_of() -> None:
+    scaled = replace(SETTINGS, scale=True)
+    assert codes(settings=scaled) == []  # the mask holds all of the density
+    beside = spherical_mask(SIZE, outer_px=12.0, inner_px=6.0, centre_px=(12.0, 0.0, 0.0))
+    assert density_share(BALL, beside) == pytest.approx(0.1, abs=0.1)
+    assert "R24" in codes(beside, settings=scaled)
+    assert "R24" not in codes(beside)
+
+
+def test_share_of_density_counts_only_what_is_density() -> None:
+    noise = 0.05 * torch.randn(SIZE, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+    right = (torch.arange(SIZE) >= SIZE // 2).float().expand(SIZE, SIZE, SIZE)
+    inside = BALL * right
+    expected = float(inside.sum() / BALL.sum())
+    assert density_share(BALL + noise * (BALL < 0.1), right) == pytest.approx(expected, abs=0.03)
 
 
 def test_a_hard_mask_through_density_is_an_error() -> None:

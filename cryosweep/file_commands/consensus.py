@@ -75,7 +75,7 @@ def add_parser(commands: Commands) -> None:
         )
     parser.add_argument(
         "--mask-cut", type=float, nargs=3, default=(0.2, 6.0, 14.0), metavar=("L", "N", "F"),
-        help="1 to N Å from what exceeds L of the maximum, 0 from F on (default: 0.2 6 14)",
+        help="1 to N Å from what exceeds L of the maximum, 0 from F (default: 0.2 6 14)",
     )  # fmt: skip
     add_device(parser)
     parser.set_defaults(function=consensus)

@@ -130,7 +130,7 @@ def ui(arguments: argparse.Namespace) -> int:
     address = f"http://127.0.0.1:{arguments.port}"
     say(f"serving {uri} at {address} (Ctrl-C ends it)")
     for study, place in views(uri).items():
-        say(f"  runs of {study}, swept values first: {address}/{place}")
+        say(f"  jobs of {study}: {address}/{place}")
     # Without its job runners the server is three processes instead of ten.
     environment = {
         **os.environ,

@@ -35,10 +35,11 @@ PARAMS_PER_BATCH = 100
 TAG_LENGTH = 5000
 SECONDS_BEFORE_SENDING = 5.0
 
-# Where MLflow keeps a note in Markdown, and the saved views of an experiment; the name of ours.
+# Where MLflow keeps a note in Markdown, and the saved views of an experiment; keys and names of ours.
 NOTE = "mlflow.note.content"
 VIEW_TAG = "mlflow.sharedViewState."
-VIEW = "cryosweep"
+RANKED_VIEW, SWEEPS_VIEW = "cryosweep-jobs", "cryosweep-sweeps"
+VIEW_NAMES = {RANKED_VIEW: "jobs, highest FSC area first", SWEEPS_VIEW: "sweeps and their jobs"}
 
 # On these a write-ahead log breaks: its index is shared memory, which other machines do not see.
 NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "fuse", "9p")
@@ -260,17 +261,21 @@ class MLflowTracker:
         self.tags({NOTE: markdown})
         self._client().set_experiment_tag(self.experiment_id, NOTE, markdown[:TAG_LENGTH])
 
-    def save_view(self, *, swept: Sequence[str], metrics: Sequence[str]) -> None:
-        """Give the experiment a saved view, `VIEW`, whose table of runs has these columns in this order."""
+    def save_views(self, *, swept: Sequence[str], metrics: Sequence[str]) -> None:
+        """Give the experiment two saved views of its runs with these columns, the swept ones first.
+
+        One shows the jobs alone, highest in the first metric on top; one the sweeps with their jobs below
+        them, which MLflow draws only in the order of time.
+        """
         columns = [*(f"params.`{key}`" for key in swept), *(f"metrics.`{key}`" for key in metrics)]
-        now = int(time.time() * 1000)
-        view = {
-            "name": "swept values first",
-            "createdAt": now,
-            "updatedAt": now,
-            "state": _view_state(columns),
+        states = {
+            RANKED_VIEW: _view_state(columns, "tags.`cryosweep.kind` = 'job'", f"metrics.`{metrics[0]}`"),
+            SWEEPS_VIEW: _view_state(columns, "", "attributes.start_time"),
         }
-        self._client().set_experiment_tag(self.experiment_id, VIEW_TAG + VIEW, json.dumps(view))
+        now = int(time.time() * 1000)
+        for (key, name), state in zip(VIEW_NAMES.items(), states.values(), strict=True):
+            view = {"name": name, "createdAt": now, "updatedAt": now, "state": state}
+            self._client().set_experiment_tag(self.experiment_id, VIEW_TAG + key, json.dumps(view))
 
     def finish(self, status: Status) -> None:
         """Send what waits and end the run."""
@@ -293,15 +298,13 @@ class MLflowTracker:
         return self.run_id
 
 
-def _view_state(columns: Sequence[str]) -> str:
-    """State of MLflow's page of runs as its own "save view" writes it: JSON, deflated, in base64.
-
-    The table keeps its order by time, the one under which MLflow draws children below their parent.
-    """
+def _view_state(columns: Sequence[str], search: str, order: str) -> str:
+    """State of MLflow's page of runs as its own "save view" writes it: JSON, deflated, in base64."""
     state = {
-        "searchFilter": "", "orderByKey": "attributes.start_time", "orderByAsc": False, "startTime": "ALL",
+        "searchFilter": search, "orderByKey": order, "orderByAsc": False, "startTime": "ALL",
         "lifecycleFilter": "Active", "datasetsFilter": [], "modelVersionFilter": "All Runs",
-        "selectedColumns": list(columns), "columnOrder": list(columns), "columnWidths": {},
+        "selectedColumns": list(columns), "columnOrder": list(columns),
+        "columnWidths": {column: 30 + 8 * len(column.split("`")[1]) for column in columns},
         "runsExpanded": {}, "runsPinned": [], "runsHidden": [], "runsHiddenMode": "SHOW_ALL",
         "viewMaximized": False, "runListHidden": False, "isAccordionReordered": False,
         "useGroupedValuesInCharts": True, "hideEmptyCharts": True, "groupBy": None, "groupsExpanded": {},
@@ -399,12 +402,12 @@ def download(uri: str, run_id: str, names: Collection[str], folder: Path) -> Non
 
 
 def views(uri: str) -> dict[str, str]:
-    """Of each study that has a saved view: its name, and where in MLflow's pages that lies."""
+    """Of each study that has saved views: its name, and where in MLflow's pages its ranked jobs are."""
     with _store_errors(uri):
         return {
-            each.name: f"#/experiments/{each.experiment_id}/runs?viewStateShareKey={VIEW}"
+            each.name: f"#/experiments/{each.experiment_id}/runs?viewStateShareKey={RANKED_VIEW}"
             for each in open_client(uri).search_experiments()
-            if VIEW_TAG + VIEW in each.tags
+            if VIEW_TAG + RANKED_VIEW in each.tags
         }
 
 

@@ -353,7 +353,7 @@ class TruthAgreement:
         spearman_rotation: rank correlation of FSC area with minus the median rotation error.
         sentences: plain statements, the verdict first, then each map whose GSFSC flatters it.
         rankings: each score, and the rank sum that orders the table, beside the truth; over settings, with
-            replicates of one averaged.
+            replicates of one averaged. None of a single setting.
         n_settings: how many settings those are.
         parted: names of runs whose map is right to a resolution more than `PARTED` times as coarse as the
             half maps agree to.
@@ -916,6 +916,8 @@ def _agreement(
 
 def _rankings(settings: Mapping[str, Sequence[Run]]) -> tuple[Ranking, ...]:
     """FSC area, held-out likelihood and their rank sum beside the truth; settings as the table has them."""
+    if len(settings) < 2:
+        return ()
 
     def mean(key: str) -> NDArray[np.float64]:
         means = [np.mean([run.summary[key] for run in group]) for group in settings.values()]
@@ -1081,7 +1083,7 @@ def terminal_table(comparison: Comparison, *, width: int = 120) -> str:
         *comparison.warnings,
     ]
     text += ["", *_wrap([f"- {sentence}" for sentence in extra], width, indent="  ")]
-    if comparison.truth:
+    if comparison.truth and comparison.truth.rankings:
         text += ["", *_ranking_lines(comparison.truth, width)]
     judged = _finding_lines(comparison)
     if judged:

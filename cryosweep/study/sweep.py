@@ -214,9 +214,10 @@ def write_comparison(folder: Path, page: Path | None = None) -> str:
 def log_comparison(folder: Path, page: Path) -> None:
     """Add the files that `write_comparison` wrote to the parent run; nothing if the sweep was not tracked.
 
-    The Markdown becomes the note of the parent run and of the study, and the study gets a view of its runs
-    that shows what was swept first.
+    The Markdown becomes the note of the parent run and of the study, and the study gets views of its runs
+    that show what was swept first.
     """
+    from cryosweep.study.comparison import GAIN
     from cryosweep.study.report import SUFFIXES
     from cryosweep.study.tables import NOTED
 
@@ -230,7 +231,7 @@ def log_comparison(folder: Path, page: Path) -> None:
     note = page.with_suffix(".md")
     if note.is_file():
         parent.describe(note.read_text(encoding="utf-8"))
-        parent.save_view(swept=book["swept"], metrics=NOTED)
+        parent.save_views(swept=book["swept"], metrics=[key for key in NOTED if key != GAIN])
 
 
 def _parent(book: Mapping[str, Any]) -> MLflowTracker:

@@ -69,6 +69,7 @@ NUMERICAL = LINES[: 1 + next(n for n, line in enumerate(LINES) if "consensus" in
 OWNERS: dict[str, tuple[str, ...]] = {
     "scipy": ("mask", "resolution", "simulate", "study.statistics", "study.truth"),
     "skimage": ("study.pictures", "study.meshes"),
+    "PIL": ("study.pictures",),
     "h5py": ("io.segger",),
     "mrcfile": ("io.maps", "io.particles"),
     "starfile": ("io.particles",),
@@ -90,7 +91,13 @@ OWNERS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 # Names under which libraries are installed; SQLAlchemy comes with MLflow, whose stores raise its errors.
-DISTRIBUTIONS = {"hydra": "hydra-core", "yaml": "pyyaml", "skimage": "scikit-image", "sqlalchemy": "mlflow"}
+DISTRIBUTIONS = {
+    "hydra": "hydra-core",
+    "yaml": "pyyaml",
+    "skimage": "scikit-image",
+    "PIL": "pillow",
+    "sqlalchemy": "mlflow",
+}
 
 
 def name_of(path: Path) -> str:

@@ -82,13 +82,13 @@ def compare(arguments: argparse.Namespace) -> int:
 
 def _compare_stored(arguments: argparse.Namespace) -> int:
     """Print the comparison of a study that only a tracking store knows, and write its page."""
-    from cryosweep.study.comparison import compare, load_runs
+    from cryosweep.study.comparison import compare
     from cryosweep.study.recover import recover
     from cryosweep.study.report import write_report
 
     page: Path = arguments.output or arguments.output_dir / arguments.sweep / "recovered" / "report.html"
-    folders = recover(arguments.from_mlflow, arguments.sweep, page.parent / f"{page.stem}_runs")
-    written = write_report(compare(load_runs(folders)), page)
+    runs = recover(arguments.from_mlflow, arguments.sweep, page.parent / f"{page.stem}_runs")
+    written = write_report(compare(runs), page)
     say(written.text.read_text(encoding="utf-8"))
     say(f"page: {written.page}\ntable: {written.table}")
     return 0

@@ -469,9 +469,10 @@ def _experiment(uri: str, study: str, *, artifacts: Path | None) -> str:
 def open_client(uri: str) -> MlflowClient:
     """A client of the store that neither reports to MLflow's makers nor retries for minutes."""
     # The first keeps MLflow from reporting usage to its makers; the second from retrying for minutes when a
-    # server cannot be reached. Both leave a choice made by the user alone.
+    # server cannot be reached; the third from drawing a bar for each file. All leave a user's choice alone.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)

@@ -25,7 +25,8 @@ import cryosweep
 from cryosweep import app
 from cryosweep.composition import conf_folder, question_of
 from cryosweep.job.outputs import log_outputs
-from cryosweep.study.comparison import compare, load_runs
+from cryosweep.study.comparison import Run, compare, load_run, load_runs
+from cryosweep.study.recover import together
 from cryosweep.study.sweep import read_sweep, record_run
 from cryosweep.study.tables import run_table
 from cryosweep.tracking import RANKED_VIEW, SWEEPS_VIEW, prepare_store, store_uri
@@ -153,6 +154,31 @@ def test_the_store_tells_runs_apart_at_a_glance(stored: Stored) -> None:
         f"dilation_radius={radius}" for radius in (0, 7, 28, 99)
     }
     assert all("run.json" in {file.path for file in client.list_artifacts(run.info.run_id)} for run in jobs)
+
+
+def test_sweeps_that_varied_other_keys_are_put_side_by_side(tmp_path: Path) -> None:
+    runs: list[Run] = []
+    for number, (swept, radius, seed, error) in enumerate(
+        (
+            ({"mask.dilation_radius": 0}, 0, 0, None),
+            ({"mask.dilation_radius": 7}, 7, 0, "no memory"),
+            ({}, 7, 0, None),  # a sweep of one point, later: it takes the place of the one that failed
+            ({"fulcrum.kind": "px"}, 0, 1, None),
+            ({"mask.dilation_radius": 0}, 0, 0, None),
+        )
+    ):
+        folder = write_run(tmp_path / str(number), Point(swept, error=error), name="0", job=0)
+        (folder / "config.yaml").write_text(
+            f"seed: {seed}\nmask: {{dilation_radius: {radius}}}\nfulcrum: {{kind: hinge}}\nsearch: {{}}\n"
+        )
+        runs.append(load_run(folder))
+    found = together(runs)
+    assert [run.folder.name for run in found] == ["4", "2", "3"]
+    assert [run.name for run in found] == [
+        "dilation_radius=0 kind=hinge seed=0", "dilation_radius=7 kind=hinge seed=0",
+        "dilation_radius=0 kind=px seed=1",
+    ]  # fmt: skip
+    assert len(compare(found).runs) == 3
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cryosweep.study.comparison import REPLICATE_KEYS, Run, load_run, show
 from cryosweep.study.findings import FINDINGS_FILE
 from cryosweep.study.sweep import RUN_FILE, read_json
-from cryosweep.tracking import StoredRun, download, stored_jobs
+from cryosweep.tracking import StoredRun, download, run_name, stored_jobs
 
 # What a comparison reads of a run folder.
 NEEDED = (
@@ -18,34 +20,49 @@ NEEDED = (
 )  # fmt: skip
 
 
-def recover(uri: str, wanted: str, into: Path) -> list[Path]:
+def recover(uri: str, wanted: str, into: Path) -> tuple[Run, ...]:
     """Fetch the jobs of a study, or of one sweep by the id of its parent run, as run folders below `into`.
 
-    Of a point that several sweeps ran, the latest run that finished counts; a run that failed is left out
-    where the point finished elsewhere.
-
     Returns:
-        The run folders, oldest first.
+        The runs as `together` makes them.
 
     Raises:
         TrackingError: the store cannot be used.
         ValueError: it has no such study or sweep, or no jobs of it.
     """
-    folders: list[Path] = []
-    for job in _latest(stored_jobs(uri, wanted)):
+    runs: list[Run] = []
+    for job in stored_jobs(uri, wanted):
         folder = into / job.parent_run_id / job.job
         download(uri, job.run_id, NEEDED, folder)
         _mend_record(folder / RUN_FILE, job)
-        folders.append(folder)
-    return folders
+        runs.append(load_run(folder))
+    return together(runs)
 
 
-def _latest(jobs: Sequence[StoredRun]) -> list[StoredRun]:
-    kept: dict[str, StoredRun] = {}
-    for job in jobs:
-        if job.status == "FINISHED" or job.name not in kept or kept[job.name].status != "FINISHED":
-            kept[job.name] = job
-    return sorted(kept.values(), key=lambda job: job.started)
+def together(runs: Sequence[Run]) -> tuple[Run, ...]:
+    """Runs of several sweeps as those of one: all have the keys that any sweep varied, and names by them.
+
+    A key that a sweep did not vary has the value of its configuration. A seed that differs between sweeps
+    counts as varied. Of a point that several sweeps ran, the latest run that finished counts; one that failed
+    is left out where the point finished elsewhere.
+
+    Args:
+        runs: oldest first.
+    """
+    settings = {run.folder: run.settings() for run in runs if (run.folder / "config.yaml").is_file()}
+    keys = dict.fromkeys(key for run in runs for key in run.swept)
+    for key in REPLICATE_KEYS:
+        # the seed of the half sets follows the other seed unless it is varied itself
+        if key != "data.half_set_seed" and len({show(each.get(key)) for each in settings.values()}) > 1:
+            keys.setdefault(key)
+    kept: dict[tuple[str, ...], Run] = {}
+    for run in runs:
+        known = {**settings.get(run.folder, {}), **run.swept}
+        swept = {key: known.get(key) for key in keys}
+        point = tuple(map(show, swept.values())) if keys else (run.name,)
+        if run.is_finished or point not in kept or not kept[point].is_finished:
+            kept[point] = replace(run, swept=swept, name=run_name(swept) or run.name)
+    return tuple(run for run in kept.values())
 
 
 def _mend_record(path: Path, job: StoredRun) -> None:

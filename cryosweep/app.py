@@ -266,8 +266,9 @@ def run_one(composed: DictConfig) -> dict[str, float] | None:
     from omegaconf import OmegaConf
 
     from cryosweep import job
+    from cryosweep.composition import question_of
     from cryosweep.study import resume
-    from cryosweep.study.sweep import record_run
+    from cryosweep.study.sweep import RUN_FILE, record_run
     from cryosweep.tracking import run_name
 
     hydra_config = HydraConfig.get()
@@ -291,6 +292,11 @@ def run_one(composed: DictConfig) -> dict[str, float] | None:
         inputs={},
         notes=[],
         command=shlex.join(["cryosweep", "run", *hydra_config.overrides.task]),
+        question=question_of(
+            hydra_config.runtime.choices.get("experiment"),
+            [Path(source.path) for source in hydra_config.runtime.config_sources if source.schema == "file"],
+        ),
+        code=resume.code_digest(),
     )
     tracker: Tracker | None = None
     try:
@@ -298,6 +304,7 @@ def run_one(composed: DictConfig) -> dict[str, float] | None:
         record_run(folder, fingerprint=wanted)
         tracker = _start_tracker(config, folder, swept, in_sweep=in_sweep)
         tracker.artifact(folder / "config.yaml")
+        tracker.artifact(folder / RUN_FILE)  # again at the end; so a job that is killed is known too
         found = resume.find_finished(folder, wanted) if in_sweep and not resume.is_forced() else None
         if found is None:
             summary = _work(config, folder, tracker, number=number, launcher=hydra_config.launcher._target_)
@@ -305,8 +312,9 @@ def run_one(composed: DictConfig) -> dict[str, float] | None:
             log.info("finished already, taken over from %s", found)
             summary = _take_over(found, folder, tracker)
         tracker.metrics(summary)
-        tracker.finish("FINISHED")
         record_run(folder, status="FINISHED", files=resume.inventory(folder))
+        tracker.artifact(folder / RUN_FILE)
+        tracker.finish("FINISHED")
         return summary
     except Exception as error:
         log.error("failed: %s", error, exc_info=os.environ.get(TRACEBACK) == "1")
@@ -335,13 +343,14 @@ def _work(
 
 
 def _take_over(finished: Path, folder: Path, tracker: Tracker) -> dict[str, float]:
-    """The results of a finished run, in the run folder and, but for its maps, in the tracked run."""
+    """The results of a finished run, in the run folder and, but for maps no comparison shows, tracked."""
     from cryosweep.study import resume
+    from cryosweep.study.recover import NEEDED
     from cryosweep.study.sweep import read_json
 
     resume.take_over(finished, folder)
     for name in resume.inventory(folder):
-        if not name.endswith(".mrc"):
+        if name in NEEDED or not name.endswith(".mrc"):
             parent = Path(name).parent.as_posix()
             tracker.artifact(folder / name, folder="" if parent == "." else parent)
     return read_json(folder / "summary.json")
@@ -426,7 +435,7 @@ def _swept_values(composed: DictConfig, choices: Mapping[str, str]) -> dict[str,
 
 def _fail(tracker: Tracker | None, folder: Path, status: Status, error: BaseException) -> None:
     """Record why a job ended; what goes wrong on the way must not hide that."""
-    from cryosweep.study.sweep import record_run
+    from cryosweep.study.sweep import RUN_FILE, record_run
 
     trace = folder / "traceback.txt"
     trace.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
@@ -434,6 +443,7 @@ def _fail(tracker: Tracker | None, folder: Path, status: Status, error: BaseExce
     if tracker is not None:
         try:
             tracker.artifact(trace)
+            tracker.artifact(folder / RUN_FILE)
             tracker.finish(status)
         except Exception as second:
             log.error("the tracking store could not be told that the job ended: %s", second)

@@ -51,6 +51,11 @@ def _add_compare(commands: Commands) -> None:
     parser.add_argument(
         "sweep", help="sweep folder, id of its parent run, or name of a study (its latest sweep)"
     )
+    parser.add_argument(
+        "--from-mlflow",
+        metavar="URI",
+        help="rebuild it from this tracking store alone: all sweeps of a study, or one by its parent run",
+    )
     parser.add_argument("--output", type=Path, help="the page (default: report.html in the sweep folder)")
     parser.add_argument(
         "--output-dir",
@@ -63,6 +68,8 @@ def _add_compare(commands: Commands) -> None:
 
 def compare(arguments: argparse.Namespace) -> int:
     """Print the comparison of a sweep, write its page and log both to the parent run."""
+    if arguments.from_mlflow is not None:
+        return _compare_stored(arguments)
     from cryosweep.study.sweep import PAGE_FILE, log_comparison, resolve_sweep, write_comparison
 
     folder = resolve_sweep(arguments.sweep, arguments.output_dir)
@@ -70,6 +77,20 @@ def compare(arguments: argparse.Namespace) -> int:
     say(write_comparison(folder, page))
     say(f"\npage: {page}\ntable: {page.with_suffix('.csv')}")
     log_comparison(folder, page)
+    return 0
+
+
+def _compare_stored(arguments: argparse.Namespace) -> int:
+    """Print the comparison of a study that only a tracking store knows, and write its page."""
+    from cryosweep.study.comparison import compare
+    from cryosweep.study.recover import recover
+    from cryosweep.study.report import write_report
+
+    page: Path = arguments.output or arguments.output_dir / arguments.sweep / "recovered" / "report.html"
+    runs = recover(arguments.from_mlflow, arguments.sweep, page.parent / f"{page.stem}_runs")
+    written = write_report(compare(runs), page)
+    say(written.text.read_text(encoding="utf-8"))
+    say(f"page: {written.page}\ntable: {written.table}")
     return 0
 
 
@@ -96,7 +117,7 @@ def ui(arguments: argparse.Namespace) -> int:
     Raises:
         ValueError: there is no store yet, or it is a server already.
     """
-    from cryosweep.tracking import sqlite_file, store_uri
+    from cryosweep.tracking import sqlite_file, store_uri, views
 
     uri = store_uri(arguments.uri or os.environ.get("MLFLOW_TRACKING_URI"), arguments.output_dir)
     file = sqlite_file(uri)
@@ -106,7 +127,10 @@ def ui(arguments: argparse.Namespace) -> int:
         raise ValueError(
             f"{file} does not exist; start a run first, or name another store with --output-dir or --uri"
         )
-    say(f"serving {uri} at http://127.0.0.1:{arguments.port} (Ctrl-C ends it)")
+    address = f"http://127.0.0.1:{arguments.port}"
+    say(f"serving {uri} at {address} (Ctrl-C ends it)")
+    for study, place in views(uri).items():
+        say(f"  jobs of {study}: {address}/{place}")
     # Without its job runners the server is three processes instead of ten.
     environment = {
         **os.environ,

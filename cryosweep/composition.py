@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from enum import Enum
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, cast, get_args, get_origin, get_type_hints
@@ -355,6 +356,18 @@ def describe_options(group: str, roots: Sequence[Path]) -> str:
         raise ValueError(f"there is no group {group!r}{_meant(group, list(groups))} ({', '.join(groups)})")
     paths = [path for root in roots for path in sorted(root.glob(f"{group}/*.yaml"))]
     return "\n".join(f"--- {group}={path.stem}\n{path.read_text(encoding='utf-8')}" for path in paths)
+
+
+def question_of(experiment: str | None, roots: Sequence[Path]) -> str:
+    """What an experiment file says at its top, after the line that Hydra reads; empty without such a file."""
+    paths = (root / "experiment" / f"{experiment}.yaml" for root in roots)
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        return ""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    top = takewhile(lambda line: line.startswith("#"), dropwhile(lambda line: not line.strip(), lines))
+    words = [line.lstrip("#").strip() for line in top]
+    return " ".join(word for word in words if word and not word.startswith("@package"))
 
 
 def _wrapped(text: str, *, indent: int, width: int = 110) -> list[str]:

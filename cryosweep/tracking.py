@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import getpass
 import json
 import logging
@@ -9,8 +10,10 @@ import math
 import os
 import sqlite3
 import time
-from collections.abc import Generator, Mapping, Sequence
+import zlib
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -19,7 +22,7 @@ from filelock import FileLock
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
+    from mlflow.entities import Metric, Run
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +34,12 @@ METRICS_PER_BATCH = 1000
 PARAMS_PER_BATCH = 100
 TAG_LENGTH = 5000
 SECONDS_BEFORE_SENDING = 5.0
+
+# Where MLflow keeps a note in Markdown, and the saved views of an experiment; keys and names of ours.
+NOTE = "mlflow.note.content"
+VIEW_TAG = "mlflow.sharedViewState."
+RANKED_VIEW, SWEEPS_VIEW = "cryosweep-jobs", "cryosweep-sweeps"
+VIEW_NAMES = {RANKED_VIEW: "jobs, highest FSC area first", SWEEPS_VIEW: "sweeps and their jobs"}
 
 # On these a write-ahead log breaks: its index is shared memory, which other machines do not see.
 NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "fuse", "9p")
@@ -247,6 +256,27 @@ class MLflowTracker:
         else:
             self._client().log_artifact(self._id(), str(path), folder or None)
 
+    def describe(self, markdown: str) -> None:
+        """Make the text the note of this run and of its experiment."""
+        self.tags({NOTE: markdown})
+        self._client().set_experiment_tag(self.experiment_id, NOTE, markdown[:TAG_LENGTH])
+
+    def save_views(self, *, swept: Sequence[str], metrics: Sequence[str]) -> None:
+        """Give the experiment two saved views of its runs with these columns, the swept ones first.
+
+        One shows the jobs alone, highest in the first metric on top; one the sweeps with their jobs below
+        them, which MLflow draws only in the order of time.
+        """
+        columns = [*(f"params.`{key}`" for key in swept), *(f"metrics.`{key}`" for key in metrics)]
+        states = {
+            RANKED_VIEW: _view_state(columns, "tags.`cryosweep.kind` = 'job'", f"metrics.`{metrics[0]}`"),
+            SWEEPS_VIEW: _view_state(columns, "", "attributes.start_time"),
+        }
+        now = int(time.time() * 1000)
+        for (key, name), state in zip(VIEW_NAMES.items(), states.values(), strict=True):
+            view = {"name": name, "createdAt": now, "updatedAt": now, "state": state}
+            self._client().set_experiment_tag(self.experiment_id, VIEW_TAG + key, json.dumps(view))
+
     def finish(self, status: Status) -> None:
         """Send what waits and end the run."""
         self._send()
@@ -260,12 +290,125 @@ class MLflowTracker:
 
     def _client(self) -> MlflowClient:
         if self._open is None:
-            self._open = _client(self.uri)
+            self._open = open_client(self.uri)
         return self._open
 
     def _id(self) -> str:
         assert self.run_id is not None, "the run was not started"
         return self.run_id
+
+
+def _view_state(columns: Sequence[str], search: str, order: str) -> str:
+    """State of MLflow's page of runs as its own "save view" writes it: JSON, deflated, in base64."""
+    state = {
+        "searchFilter": search, "orderByKey": order, "orderByAsc": False, "startTime": "ALL",
+        "lifecycleFilter": "Active", "datasetsFilter": [], "modelVersionFilter": "All Runs",
+        "selectedColumns": list(columns), "columnOrder": list(columns),
+        "columnWidths": {column: 30 + 8 * len(column.split("`")[1]) for column in columns},
+        "runsExpanded": {}, "runsPinned": [], "runsHidden": [], "runsHiddenMode": "SHOW_ALL",
+        "viewMaximized": False, "runListHidden": False, "isAccordionReordered": False,
+        "useGroupedValuesInCharts": True, "hideEmptyCharts": True, "groupBy": None, "groupsExpanded": {},
+    }  # fmt: skip
+    packed = zlib.compress(json.dumps(state).encode())
+    return "deflate;" + base64.b64encode(packed).decode("ascii")
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run of a store, as far as its own record goes.
+
+    Attributes:
+        run_id: in the store.
+        name: as shown in the table of runs.
+        study: name of its experiment.
+        status: FINISHED, FAILED, KILLED or RUNNING.
+        parent_run_id: the sweep it belongs to; empty for a single run or for a sweep itself.
+        job: the name of its run folder.
+        started: milliseconds since 1970.
+    """
+
+    run_id: str
+    name: str
+    study: str
+    status: str
+    parent_run_id: str
+    job: str
+    started: int
+
+
+def stored_jobs(uri: str, wanted: str) -> tuple[StoredRun, ...]:
+    """The jobs of a study, in all of its sweeps, or of one sweep, by the id of its parent run; oldest first.
+
+    Raises:
+        TrackingError: the store cannot be used.
+        ValueError: it knows neither such a study nor such a sweep, or that has no jobs.
+    """
+    from mlflow.exceptions import MlflowException
+
+    with _store_errors(uri):
+        client = open_client(uri)
+        found = client.get_experiment_by_name(wanted)
+        parent = ""
+        if found is None:
+            try:
+                parent = wanted
+                found = client.get_experiment(client.get_run(wanted).info.experiment_id)
+            except MlflowException:
+                known = ", ".join(sorted(each.name for each in client.search_experiments())) or "none"
+                raise ValueError(
+                    f"{wanted}: neither a study nor the id of a parent run in the tracking store {uri} "
+                    f"(studies there: {known})"
+                ) from None
+        chosen = "tags.`cryosweep.kind` = 'job'"
+        if parent:
+            chosen += f" and tags.`mlflow.parentRunId` = '{parent}'"
+        runs: list[StoredRun] = []
+        token: str | None = None
+        while True:
+            page = client.search_runs([found.experiment_id], chosen, page_token=token)
+            runs += [_stored(run, found.name) for run in page]
+            token = page.token
+            if not token:
+                break
+    jobs = sorted((run for run in runs if run.parent_run_id), key=lambda run: run.started)
+    if not jobs:
+        raise ValueError(f"{wanted}: no job of a sweep in the tracking store {uri}")
+    return tuple(jobs)
+
+
+def _stored(run: Run, study: str) -> StoredRun:
+    tags = run.data.tags
+    return StoredRun(
+        str(run.info.run_id), str(run.info.run_name), study, str(run.info.status),
+        tags.get("mlflow.parentRunId", ""), Path(tags.get("cryosweep.folder", run.info.run_id)).name,
+        int(run.info.start_time or 0),
+    )  # fmt: skip
+
+
+def download(uri: str, run_id: str, names: Collection[str], folder: Path) -> None:
+    """Fetch those of the artifacts `names` that a run has; a file that is there with the same size is kept.
+
+    Raises:
+        TrackingError: the store, or its artifacts, cannot be reached.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _store_errors(uri):
+        client = open_client(uri)
+        for file in client.list_artifacts(run_id):
+            here = folder / file.path
+            same = here.suffix == ".mrc" and here.is_file() and here.stat().st_size == file.file_size
+            if file.path in names and not same:
+                client.download_artifacts(run_id, file.path, str(folder))
+
+
+def views(uri: str) -> dict[str, str]:
+    """Of each study that has saved views: its name, and where in MLflow's pages its ranked jobs are."""
+    with _store_errors(uri):
+        return {
+            each.name: f"#/experiments/{each.experiment_id}/runs?viewStateShareKey={RANKED_VIEW}"
+            for each in open_client(uri).search_experiments()
+            if VIEW_TAG + RANKED_VIEW in each.tags
+        }
 
 
 def store_uri(uri: str | None, output_dir: Path) -> str:
@@ -304,7 +447,7 @@ def _experiment(uri: str, study: str, *, artifacts: Path | None) -> str:
     """Id of the experiment, made if it is new; without `artifacts` the server decides where those go."""
     from mlflow.exceptions import MlflowException
 
-    client = _client(uri)
+    client = open_client(uri)
     found = client.get_experiment_by_name(study)
     if found is None:
         location = None if artifacts is None else (artifacts.absolute() / study).as_uri()
@@ -323,11 +466,13 @@ def _experiment(uri: str, study: str, *, artifacts: Path | None) -> str:
     return str(found.experiment_id)
 
 
-def _client(uri: str) -> MlflowClient:
+def open_client(uri: str) -> MlflowClient:
+    """A client of the store that neither reports to MLflow's makers nor retries for minutes."""
     # The first keeps MLflow from reporting usage to its makers; the second from retrying for minutes when a
-    # server cannot be reached. Both leave a choice made by the user alone.
+    # server cannot be reached; the third from drawing a bar for each file. All leave a user's choice alone.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)

@@ -108,7 +108,7 @@ def write_run(folder: Path, point: Point, *, name: str, job: int, study: str = "
     folder.mkdir(parents=True)
     swept = dict(point.swept)
     (folder / "config.yaml").write_text(
-        "search:\n  rotation_extent: 20.0\n  shift_extent: 10.0\nseed: 0\n"
+        "search:\n  rotation_extent: 20.0\n  shift_extent: 10.0\n  extent_shape: per_axis\nseed: 0\n"
         f"data:\n  simulation_seed: {swept.get('data.simulation_seed', 0)}\n  group: 0\n"
     )
     record = {
@@ -124,6 +124,8 @@ def write_run(folder: Path, point: Point, *, name: str, job: int, study: str = "
         "inputs": {"data/particles.star": "ab" * 32},
         "notes": [],
         "seconds": point.seconds,
+        "question": "How wide should the mask be?",
+        "code": "c0de" * 16,
         "command": "cryosweep run " + " ".join(f"{key}={value}" for key, value in swept.items()),
         "cpu_seconds": point.seconds * 0.97,
     }
@@ -180,11 +182,13 @@ def _curves(point: Point, rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 
 def _poses(point: Point, rng: np.random.Generator, n: int = 400) -> pd.DataFrame:
-    rotation = np.abs(rng.normal(0.0, 7.0, (n, 3)).clip(-20, 20))
-    shift = np.abs(rng.normal(0.0, 3.0, (n, 2)).clip(-10, 10))
+    rotation = rng.normal(0.0, 7.0, (n, 3)).clip(-20, 20)
+    shift = rng.normal(0.0, 3.0, (n, 2)).clip(-10, 10)
     table = {
         "rotation_change": np.linalg.norm(rotation, axis=1),
         "shift_change": np.linalg.norm(shift, axis=1),
+        **{f"turn_{axis}": rotation[:, k] for k, axis in enumerate("xyz")},
+        **{f"move_{axis}": shift[:, k] for k, axis in enumerate("xy")},
         "half_set": np.random.default_rng(point.split).permutation(np.arange(n) % 2),
     }
     if point.held_out is not None:

@@ -32,11 +32,13 @@ LINES: tuple[tuple[str, ...], ...] = (
     ("refinement", "subtraction", "simulate", "sharpening", "local_resolution"),
     ("consensus",),
     ("diagnostics", "tracking", "progress", "study.statistics"),
-    ("study.store", "study.assessment", "study.findings"),
+    ("study.store", "study.assessment", "study.findings", "study.truth"),
     ("study.comparison", "study.review"),
+    ("study.figures", "study.pictures", "study.tables"),
+    ("study.meshes",),
     ("study.report",),
     ("study.sweep",),
-    ("config", "study.resume"),
+    ("config", "study.resume", "study.recover"),
     ("composition", "job.stages", "job.files", "job.refining"),
     ("job.data", "job.checks"),
     ("job.scores",),
@@ -74,17 +76,19 @@ NUMERICAL = LINES[: 1 + next(n for n, line in enumerate(LINES) if "consensus" in
 
 # What is not torch, numpy or the standard library belongs to these modules alone.
 OWNERS: dict[str, tuple[str, ...]] = {
-    "scipy": ("mask", "resolution", "simulate", "study.statistics", "study.comparison"),
+    "scipy": ("mask", "resolution", "simulate", "study.statistics", "study.truth"),
+    "skimage": ("study.pictures", "study.meshes"),
+    "PIL": ("study.pictures",),
     "h5py": ("io.segger",),
     "mrcfile": ("io.maps", "io.particles"),
     "starfile": ("io.particles",),
     "pandas": (
-        "io.particles", "simulate", "study.assessment", "study.comparison", "study.report",
+        "io.particles", "simulate", "study.assessment", "study.comparison", "study.tables",
         "job.refining", "job.scores", "job.starting", "job.outputs",
         "file_commands.fsc", "file_commands.segment", "file_commands.anisotropy",
     ),
-    "matplotlib": ("diagnostics", "study.report"),
-    "plotly": ("study.report",),
+    "matplotlib": ("diagnostics", "study.figures", "study.pictures"),
+    "plotly": ("study.report", "study.figures", "study.meshes"),
     "mlflow": ("tracking",),
     "sqlalchemy": ("tracking",),
     "filelock": ("tracking", "study.store"),
@@ -96,7 +100,13 @@ OWNERS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 # Names under which libraries are installed; SQLAlchemy comes with MLflow, whose stores raise its errors.
-DISTRIBUTIONS = {"hydra": "hydra-core", "yaml": "pyyaml", "sqlalchemy": "mlflow"}
+DISTRIBUTIONS = {
+    "hydra": "hydra-core",
+    "yaml": "pyyaml",
+    "skimage": "scikit-image",
+    "PIL": "pillow",
+    "sqlalchemy": "mlflow",
+}
 
 
 def name_of(path: Path) -> str:

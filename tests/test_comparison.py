@@ -167,6 +167,39 @@ def test_where_fsc_and_truth_part_both_numbers_are_given(head_folder: Path) -> N
     ]
 
 
+def test_every_score_is_held_against_the_truth_and_the_terminal_says_so(tmp_path: Path) -> None:
+    # the likelihood has the order of the truth, the FSC area puts the second first
+    points = [dataclasses.replace(point, held_out=-point.rotation_error) for point in HEAD_STUDY]
+    write_study(tmp_path, points)
+    comparison = compare(load_runs([tmp_path]))
+    truth = comparison.truth
+    assert truth is not None
+    area, likelihood, both = truth.rankings
+    assert likelihood.spearman_rotation == pytest.approx(1.0)
+    assert (likelihood.regret_area, likelihood.regret_rotation) == (0.0, 0.0)
+    assert area.pick == "dilation_radius 0, soft_padding_width 10"
+    assert area.regret_rotation == pytest.approx(0.1)
+    assert both.pick == comparison.label(comparison.runs[0])
+    assert truth.n_settings == 6
+    assert truth.parted == {"dilation_radius=28,soft_padding_width=30"}
+    lines = terminal_table(comparison).splitlines()
+    row = next(line.split() for line in lines if line.startswith("held-out likelihood (H)"))
+    assert row[-2:] == ["0.000", "0.00"]
+
+
+def test_reach_is_in_units_of_the_extent(tmp_path: Path) -> None:
+    (folder,) = write_study(tmp_path, HEAD_STUDY[:1])
+    run = load_run(folder)
+    poses = run.poses()
+    reach = run.reach("rotation")
+    assert reach is not None
+    assert reach == pytest.approx(poses[["turn_x", "turn_y", "turn_z"]].abs().max(axis=1) / 20.0)
+    round_one = dataclasses.replace(run, extent_shape="norm").reach("shift")
+    assert round_one is not None
+    assert round_one == pytest.approx(np.hypot(poses["move_x"], poses["move_y"]) / 10.0)
+    assert dataclasses.replace(run, extent_shape="").reach("shift") is None
+
+
 def test_two_runs_are_too_few_to_rank_against_the_truth(head_folder: Path) -> None:
     truth = compare(load_runs([head_folder / "000", head_folder / "005"])).truth
     assert truth is not None

@@ -50,7 +50,7 @@ def test_the_comparison_lists_findings_run_by_run(tmp_path: Path) -> None:
     lines = terminal_table(comparison).splitlines()
     assert f"- #{rank}: errors R7; warnings R10" in lines
     assert sum(line.startswith("- #") for line in lines) == 1  # remarks alone are not worth a line
-    page = write_report(comparison, tmp_path / "report.html")[0].read_text(encoding="utf-8")
+    page = write_report(comparison, tmp_path / "report.html").page.read_text(encoding="utf-8")
     assert 'id="findings"' in page
     assert page.count('class="level error"') == 2  # summary and list
     assert "Widen &lt;search&gt;" in page
@@ -59,6 +59,6 @@ def test_the_comparison_lists_findings_run_by_run(tmp_path: Path) -> None:
 def test_without_findings_the_page_has_no_such_part(tmp_path: Path) -> None:
     write_study(tmp_path / "runs")
     comparison = compare(load_runs([tmp_path / "runs"]))
-    page = write_report(comparison, tmp_path / "report.html")[0].read_text(encoding="utf-8")
+    page = write_report(comparison, tmp_path / "report.html").page.read_text(encoding="utf-8")
     assert 'id="findings"' not in page
     assert "Findings" not in terminal_table(comparison)

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import yaml
-from scipy.stats import spearmanr
+from numpy.typing import NDArray
 
 from cryosweep.io.maps import read_map
 from cryosweep.rules import Finding
@@ -37,6 +37,8 @@ from cryosweep.study.statistics import (
     paired_difference,
     rank_sum,
 )
+from cryosweep.study.truth import Ranking, rank_settings, spearman
+from cryosweep.tracking import flatten
 
 SCORE = "fsc_area/frozen"
 HELD_OUT = "score/held_out_likelihood"
@@ -223,6 +225,9 @@ class Run:
         cpu_seconds: processor time.
         command: that runs this point again, as the job recorded it; empty where it did not.
         findings: what the rules object to, worst first.
+        question: what the study asks, from the comment of its experiment file; empty where there is none.
+        code: digest of the numerical code that the run was made with; empty where it was not recorded.
+        extent_shape: what the extents bound, `norm` or `per_axis`; empty where it is not known.
     """
 
     folder: Path
@@ -244,6 +249,9 @@ class Run:
     cpu_seconds: float = 0.0
     command: str = ""
     findings: tuple[Finding, ...] = ()
+    question: str = ""
+    code: str = ""
+    extent_shape: str = ""
 
     @property
     def is_finished(self) -> bool:
@@ -268,6 +276,25 @@ class Run:
             None if likelihoods is None else likelihoods.to_numpy(dtype=float),
             pd.read_csv(blocks)["fsc_area"].to_numpy(dtype=float) if blocks.is_file() else None,
         )
+
+    def settings(self) -> dict[str, object]:
+        """Every key of the configuration to its value, read from `config.yaml`."""
+        return flatten(yaml.safe_load((self.folder / "config.yaml").read_text()) or {})
+
+    def reach(self, what: str) -> NDArray[np.float64] | None:
+        """(n,) how far each particle went, in units of the extent that bounds it; None where it is not known.
+
+        Args:
+            what: "rotation" or "shift".
+        """
+        extent = self.rotation_extent if what == "rotation" else self.shift_extent
+        names = [f"turn_{axis}" for axis in "xyz"] if what == "rotation" else ["move_x", "move_y"]
+        poses = self.poses()
+        if not extent or not self.extent_shape or any(name not in poses for name in names):
+            return None
+        moved = np.abs(poses[names].to_numpy(dtype=np.float64))
+        size = np.linalg.norm(moved, axis=1) if self.extent_shape == "norm" else moved.max(axis=1)
+        return size / extent
 
     def data(self) -> tuple[str, ...]:
         """What tells the data of one replicate from those of another: other particles, then half sets."""
@@ -325,12 +352,20 @@ class TruthAgreement:
         spearman_area: rank correlation of FSC area with truth FSC area; NaN where it is not defined.
         spearman_rotation: rank correlation of FSC area with minus the median rotation error.
         sentences: plain statements, the verdict first, then each map whose GSFSC flatters it.
+        rankings: each score, and the rank sum that orders the table, beside the truth; over settings, with
+            replicates of one averaged. None of a single setting.
+        n_settings: how many settings those are.
+        parted: names of runs whose map is right to a resolution more than `PARTED` times as coarse as the
+            half maps agree to.
     """
 
     n: int
     spearman_area: float
     spearman_rotation: float
     sentences: tuple[str, ...]
+    rankings: tuple[Ranking, ...]
+    n_settings: int
+    parted: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -403,8 +438,8 @@ def load_run(folder: Path) -> Run:
             seed=str(record["seed"]),
             swept=dict(record["swept"]),
             summary=_read_summary(folder) if finished else {},
-            rotation_extent=_search_setting(folder, "rotation_extent") if finished else None,
-            shift_extent=_search_setting(folder, "shift_extent") if finished else None,
+            rotation_extent=_search_number(folder, "rotation_extent") if finished else None,
+            shift_extent=_search_number(folder, "shift_extent") if finished else None,
             versions={str(k): str(v) for k, v in record["versions"].items()},
             device=str(record["device"]),
             inputs={str(k): str(v) for k, v in record["inputs"].items()},
@@ -413,6 +448,9 @@ def load_run(folder: Path) -> Run:
             cpu_seconds=float(record["cpu_seconds"]),
             command=str(record.get("command", "")),
             findings=read_findings(folder) if finished else (),
+            question=str(record.get("question", "")),
+            code=str(record.get("code", "")),
+            extent_shape=str(_search_setting(folder, "extent_shape") or "") if finished else "",
         )
     except KeyError as missing:
         raise ValueError(
@@ -506,7 +544,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
             *_effect_sentences(effects, choices, noise),
             *_truth_gain_sentence(finished[0], swept, start),
         ),
-        truth=_agreement(finished, swept, start, noise),
+        truth=_agreement(finished, swept, choices, start, noise),
         warnings=(*([replication.note] if replication.note else []), *_warnings(finished, failed, full)),
         replication=replication,
     )
@@ -571,13 +609,17 @@ def _read_summary(folder: Path) -> dict[str, float]:
     return summary
 
 
-def _search_setting(folder: Path, name: str) -> float | None:
+def _search_number(folder: Path, name: str) -> float | None:
+    value = _search_setting(folder, name)
+    return None if value is None else float(value)
+
+
+def _search_setting(folder: Path, name: str) -> Any:
     path = folder / "config.yaml"
     if not path.is_file():
         raise ValueError(f"{folder}: no config.yaml; give a folder that a cryosweep job wrote")
     config = yaml.safe_load(path.read_text()) or {}
-    value = config.get("search", {}).get(name)
-    return None if value is None else float(value)
+    return config.get("search", {}).get(name)
 
 
 def _check_names(runs: Sequence[Run]) -> None:
@@ -850,24 +892,49 @@ def _effect_sentences(effects: Sequence[Effect], swept: Sequence[str], noise: fl
     return tuple(sentences)
 
 
-def _spearman(a: Sequence[float], b: Sequence[float]) -> float:
-    if len(a) < 3 or len(set(a)) < 2 or len(set(b)) < 2:
-        return math.nan
-    return float(np.asarray(spearmanr(a, b))[0])
-
-
 def _agreement(
-    runs: Sequence[Run], swept: Sequence[str], start: Mapping[str, float], noise: float
+    runs: Sequence[Run],
+    swept: Sequence[str],
+    choices: Sequence[str],
+    start: Mapping[str, float],
+    noise: float,
 ) -> TruthAgreement | None:
     known = [run for run in runs if TRUTH_SCORE in run.summary]
     if not known:
         return None
     scores = [run.summary[SCORE] for run in known]
-    by_area = _spearman(scores, [run.summary[TRUTH_SCORE] for run in known])
-    by_rotation = _spearman(scores, [-run.summary[ROTATION_ERROR] for run in known])
+    by_area = spearman(scores, [run.summary[TRUTH_SCORE] for run in known])
+    by_rotation = spearman(scores, [-run.summary[ROTATION_ERROR] for run in known])
     ranks = _rank_sentences(known, swept, by_area, by_rotation, noise)
     sentences = [*ranks, *_order_sentence(known), *_parted_sentences(known, swept, start)]
-    return TruthAgreement(len(known), by_area, by_rotation, tuple(sentences))
+    settings = _by(known, choices) if choices else {run.name: [run] for run in known}
+    parted = frozenset(run.name for run in known if _is_parted(run))
+    return TruthAgreement(
+        len(known), by_area, by_rotation, tuple(sentences), _rankings(settings), len(settings), parted
+    )
+
+
+def _rankings(settings: Mapping[str, Sequence[Run]]) -> tuple[Ranking, ...]:
+    """FSC area, held-out likelihood and their rank sum beside the truth; settings as the table has them."""
+    if len(settings) < 2:
+        return ()
+
+    def mean(key: str) -> NDArray[np.float64]:
+        means = [np.mean([run.summary[key] for run in group]) for group in settings.values()]
+        return np.array(means, dtype=np.float64)
+
+    scores = {"FSC area (A)": mean(SCORE)}
+    if all(HELD_OUT in run.summary for group in settings.values() for run in group):
+        scores["held-out likelihood (H)"] = mean(HELD_OUT)
+        # as the table has them: of equal rank sums the likelier comes first
+        scores["rank sum of A and H"] = -np.arange(len(settings), dtype=np.float64)
+    return rank_settings(
+        list(settings), scores, truth_area=mean(TRUTH_SCORE), rotation_error=mean(ROTATION_ERROR)
+    )
+
+
+def _is_parted(run: Run) -> bool:
+    return run.summary[TRUTH_RESOLUTION] > PARTED * run.summary[GSFSC]
 
 
 def _truth_gain_sentence(run: Run, swept: Sequence[str], start: Mapping[str, float]) -> list[str]:
@@ -934,8 +1001,8 @@ def _order_sentence(known: Sequence[Run]) -> list[str]:
     if not all(HELD_OUT in run.summary for run in known):
         return []
     place = [-float(position) for position in range(len(known))]
-    by_area = _spearman(place, [run.summary[TRUTH_SCORE] for run in known])
-    by_rotation = _spearman(place, [-run.summary[ROTATION_ERROR] for run in known])
+    by_area = spearman(place, [run.summary[TRUTH_SCORE] for run in known])
+    by_rotation = spearman(place, [-run.summary[ROTATION_ERROR] for run in known])
     if math.isnan(by_area) or math.isnan(by_rotation):
         return []
     return [
@@ -947,7 +1014,7 @@ def _order_sentence(known: Sequence[Run]) -> list[str]:
 def _parted_sentences(known: Sequence[Run], swept: Sequence[str], start: Mapping[str, float]) -> list[str]:
     cases = [("the starting map", start[GSFSC], start[TRUTH_RESOLUTION])] if TRUTH_RESOLUTION in start else []
     worst = sorted(known, key=lambda run: run.summary[GSFSC] / run.summary[TRUTH_RESOLUTION])
-    parted = [run for run in worst if run.summary[TRUTH_RESOLUTION] > PARTED * run.summary[GSFSC]]
+    parted = [run for run in worst if _is_parted(run)]
     cases += [
         (point_label(run, swept), run.summary[GSFSC], run.summary[TRUTH_RESOLUTION]) for run in parted[:NAMED]
     ]
@@ -1016,6 +1083,8 @@ def terminal_table(comparison: Comparison, *, width: int = 120) -> str:
         *comparison.warnings,
     ]
     text += ["", *_wrap([f"- {sentence}" for sentence in extra], width, indent="  ")]
+    if comparison.truth and comparison.truth.rankings:
+        text += ["", *_ranking_lines(comparison.truth, width)]
     judged = _finding_lines(comparison)
     if judged:
         text += ["", "Findings (in full in each run's findings.txt):", *_wrap(judged, width, indent="  ")]
@@ -1023,6 +1092,31 @@ def terminal_table(comparison: Comparison, *, width: int = 120) -> str:
         failures = [f"- {comparison.label(run)}: {run.reason}" for run in comparison.failed]
         text += ["", "Failed runs:", *_wrap(failures, width, indent="  ")]
     return "\n".join(text)
+
+
+def _ranking_lines(truth: TruthAgreement, width: int) -> list[str]:
+    """How well each score ranks the settings as the truth does, as a small table."""
+    head = ("", "rank corr. truth area", "rank corr. -rot. error", "regret area", "regret rot. °")
+    rows = [
+        (each.score, _correlation(each.spearman_area), _correlation(each.spearman_rotation),
+         f"{each.regret_area:.3f}", f"{each.regret_rotation:.2f}")
+        for each in truth.rankings
+    ]  # fmt: skip
+    first = max(len(row[0]) for row in rows)
+    sizes = [len(title) for title in head[1:]]
+    lines = [
+        "  ".join([row[0].ljust(first), *(cell.rjust(n) for cell, n in zip(row[1:], sizes, strict=True))])
+        for row in (head, *rows)
+    ]
+    title = (
+        f"Scores beside the truth, {truth.n_settings} settings (Spearman; regret: what the first choice of a "
+        "score lacks against the first by the truth):"
+    )
+    return [*_wrap([title], width), *(line.rstrip() for line in lines)]
+
+
+def _correlation(value: float) -> str:
+    return "too few" if math.isnan(value) else f"{value:.2f}"
 
 
 def _finding_lines(comparison: Comparison) -> list[str]:

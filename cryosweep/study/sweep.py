@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -25,9 +25,6 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from cryosweep.tracking import MLflowTracker, Status, TrackingError, prepare_store, store_uri
-
-if TYPE_CHECKING:
-    from cryosweep.study.comparison import Comparison
 
 log = logging.getLogger(__name__)
 
@@ -202,30 +199,39 @@ def close_sweep(folder: Path, *, interrupted: bool = False) -> dict[str, Any]:
 
 
 def write_comparison(folder: Path, page: Path | None = None) -> str:
-    """Compare the runs of a sweep: the table, and the page with its CSV (`page`, or in the sweep folder).
+    """Compare the runs of a sweep: the table, and the page, and what lies beside it (`page`, or in `folder`).
 
     Raises:
         ValueError: no run finished, or the runs cannot be compared.
     """
-    from cryosweep.study.comparison import compare, load_runs, terminal_table
+    from cryosweep.study.comparison import compare, load_runs
     from cryosweep.study.report import write_report
 
-    page = page or folder / PAGE_FILE
-    comparison: Comparison = compare(load_runs([folder]))
-    table = terminal_table(comparison)
-    write_report(comparison, page)
-    page.with_suffix(".txt").write_text(table + "\n", encoding="utf-8")
-    return table
+    written = write_report(compare(load_runs([folder])), page or folder / PAGE_FILE)
+    return written.text.read_text(encoding="utf-8").removesuffix("\n")
 
 
 def log_comparison(folder: Path, page: Path) -> None:
-    """Add the files that `write_comparison` wrote to the parent run; nothing if the sweep was not tracked."""
+    """Add the files that `write_comparison` wrote to the parent run; nothing if the sweep was not tracked.
+
+    The Markdown becomes the note of the parent run and of the study, and the study gets views of its runs
+    that show what was swept first.
+    """
+    from cryosweep.study.comparison import GAIN
+    from cryosweep.study.report import SUFFIXES
+    from cryosweep.study.tables import NOTED
+
     book = read_sweep(folder)
     if book["parent_run_id"] is None:
         return
     parent = _parent(book)
-    for suffix in (page.suffix, ".csv", ".txt"):
-        parent.artifact(page.with_suffix(suffix))
+    beside = (page.with_suffix(suffix) for suffix in SUFFIXES)
+    for path in (page, *(path for path in beside if path.is_file())):
+        parent.artifact(path)
+    note = page.with_suffix(".md")
+    if note.is_file():
+        parent.describe(note.read_text(encoding="utf-8"))
+        parent.save_views(swept=book["swept"], metrics=[key for key in NOTED if key != GAIN])
 
 
 def _parent(book: Mapping[str, Any]) -> MLflowTracker:

@@ -274,7 +274,8 @@ def run_one(composed: DictConfig) -> dict[str, float] | None:
     folder = Path(hydra_config.runtime.output_dir)
     in_sweep = str(hydra_config.mode).endswith("MULTIRUN")
     number = hydra_config.job.num if in_sweep else None
-    swept = _swept_values(composed, hydra_config.runtime.choices)
+    choices = {group: option for group, option in hydra_config.runtime.choices.items() if "/" not in group}
+    swept = _swept_values(composed, choices, hydra_config.overrides.task)
     config: JobConfig = OmegaConf.to_object(composed)  # pyright: ignore[reportAssignmentType]
     OmegaConf.save(composed, folder / "config.yaml", resolve=True)
     record_run(
@@ -286,6 +287,7 @@ def run_one(composed: DictConfig) -> dict[str, float] | None:
         stop_reason="",
         seed=config.seed,
         swept=swept,
+        choices=choices,
         versions={"cryosweep": __version__},
         device="",
         inputs={},
@@ -414,13 +416,19 @@ def _start_tracker(
     return TrackerGroup(trackers)
 
 
-def _swept_values(composed: DictConfig, choices: Mapping[str, str]) -> dict[str, object]:
-    """The values that this job has of what the sweep varies: keys, or options of groups."""
+def _swept_values(
+    composed: DictConfig, choices: Mapping[str, str], overrides: Sequence[str]
+) -> dict[str, object]:
+    """The values that this job has of what the sweep varies: keys, or options of groups.
+
+    A key that only some points have is missing where this job has none, even if it has a default value.
+    """
     from omegaconf import OmegaConf
 
     from cryosweep.study.sweep import SWEPT_KEYS
 
-    keys = os.environ.get(SWEPT_KEYS, "").split()
+    given = {override.partition("=")[0].lstrip("+") for override in overrides}
+    keys = [key for key in os.environ.get(SWEPT_KEYS, "").split() if key in given]
     return {key: choices[key] if key in choices else OmegaConf.select(composed, key) for key in keys}
 
 

@@ -26,7 +26,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from cryosweep.config import SCHEMAS, JobConfig, faults, register, schema_name
-from cryosweep.study.sweep import Expansion, expand, quoted
+from cryosweep.study.points import AxisFault, Expansion, expand, lists_points, read_axes
+from cryosweep.study.sweep import quoted
 
 # Hydra 1.3 wants to be told whose defaults to follow; 1.4 follows its own and warns if told.
 DEFAULTS = {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}
@@ -123,12 +124,11 @@ class _Planner:
             # Without hydra's part no sweep can be expanded, so the checks of single points must wait.
             raise ConfigFaults([*found, *(fault for each in for_task for fault in self._refused(each)), top])
         multirun = multirun or str(top.hydra.mode).endswith("MULTIRUN")
-        params: dict[str, object] = {}
-        if multirun:
-            params = dict(OmegaConf.select(top, "hydra.sweeper.params") or {})
+        sweeper: Any = OmegaConf.to_container(top.hydra.sweeper, resolve=True) if multirun else {}
         try:
-            expansion = expand([_text(each) for each in for_task], params)
-        except HydraException as error:
+            axes = read_axes(sweeper, [_text(each) for each in for_task])
+            expansion = expand(axes, intervals=not lists_points(sweeper))
+        except (HydraException, AxisFault) as error:
             raise ConfigFaults([*found, _one_line(error)]) from error
         if not multirun:
             found += [
@@ -141,7 +141,7 @@ class _Planner:
             for key in expansion.swept
             if key.split(".")[0] in NOT_SWEPT
         ]
-        if len(set(expansion.points)) < len(expansion.points):
+        if expansion.repeats:
             found.append(f"the sweep names a point twice ({expansion}); give each value once")
         jobs: list[JobConfig] = []
         for point in expansion.points:

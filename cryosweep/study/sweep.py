@@ -10,20 +10,16 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 
+from cryosweep.study.points import expand, lists_points, read_axes
 from cryosweep.tracking import MLflowTracker, Status, TrackingError, prepare_store, store_uri
 
 if TYPE_CHECKING:
@@ -41,49 +37,6 @@ PAGE_FILE = "report.html"
 PARENT_RUN = "CRYOSWEEP_PARENT_RUN"
 EXPERIMENT = "CRYOSWEEP_EXPERIMENT_ID"
 SWEPT_KEYS = "CRYOSWEEP_SWEPT"
-
-
-@dataclass(frozen=True)
-class Expansion:
-    """What a sweep consists of.
-
-    Attributes:
-        swept: number of values of each swept key, in the order given.
-        points: the overrides of each job, one value each.
-    """
-
-    swept: dict[str, int]
-    points: tuple[tuple[str, ...], ...]
-
-    def __str__(self) -> str:
-        return " x ".join(f"{key} ({count} values)" for key, count in self.swept.items()) or "nothing swept"
-
-
-def expand(overrides: Sequence[str], params: Mapping[str, object]) -> Expansion:
-    """The points that Hydra's basic sweeper makes of `hydra.sweeper.params` and the overrides of the task.
-
-    As there, a later value of a key takes the place of an earlier one, so an override on the command line
-    replaces the sweep of an experiment file. Of a continuous interval, which only other sweepers know, the
-    start stands for the whole.
-    """
-    loader = GlobalHydra.instance().config_loader() if GlobalHydra.instance().is_initialized() else None
-    parser = OverridesParser.create(config_loader=loader)
-    lines = [f"{key}={value}" for key, value in params.items()] + list(overrides)
-    choices: dict[str, list[str]] = {}
-    swept: dict[str, int] = {}
-    for override in parser.parse_overrides(lines):
-        key = override.get_key_element()
-        value = override.value()
-        swept.pop(override.key_or_group, None)
-        if not override.is_sweep_override():
-            choices[key] = [override.input_line or ""]
-        elif isinstance(value, IntervalSweep):
-            choices[key] = [f"{key}={value.start}"]
-            swept[override.key_or_group] = 1
-        else:
-            choices[key] = [f"{key}={element}" for element in override.sweep_string_iterator()]
-            swept[override.key_or_group] = len(choices[key])
-    return Expansion(swept, tuple(product(*choices.values())))
 
 
 class SweepCallback(Callback):
@@ -114,16 +67,16 @@ class SweepCallback(Callback):
 
 def _open_sweep(config: DictConfig) -> None:
     folder = Path(config.hydra.sweep.dir).absolute()
-    overrides: list[str] = list(config.hydra.overrides.task)
-    params: Any = OmegaConf.select(config, "hydra.sweeper.params") or {}
-    expansion = expand(overrides, params)
-    basic = str(config.hydra.sweeper._target_).endswith(".BasicSweeper")
+    sweeper: Any = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
+    listing = lists_points(sweeper)
+    axes = read_axes(sweeper, list(config.hydra.overrides.task))
+    expansion = expand(axes, intervals=not listing)
     book: dict[str, object] = {
         "study": str(config.study),
         "status": "RUNNING",
         "started": _now(),
         "swept": list(expansion.swept),
-        "jobs_expected": len(expansion.points) if basic else None,
+        "jobs_expected": len(expansion.points) if listing else None,
         "tracking_uri": None,
         "experiment_id": None,
         "parent_run_id": None,

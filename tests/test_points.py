@@ -1,0 +1,152 @@
+"""Which points a sweep has: what is expanded, what is refused, and what the jobs are told."""
+
+import contextlib
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cryosweep import app
+from cryosweep.composition import ConfigFaults, make_plan
+from cryosweep.study import sweep
+from cryosweep.study.points import AxisFault, expand, read_axes
+from tests.test_app import only, out, record, uri
+
+__all__ = ["out", "uri"]  # fixtures
+
+PAIRS = "hydra.sweeper.points=[{mask.dilation_radius:0,mask.soft_padding_width:10},{mask.dilation_radius:7}]"
+DOMAIN_ONLY = "hydra.sweeper.only_if={subtraction.dilation_radius:{subtraction:domain}}"
+
+
+def points(*lines: str, **sweeper: Any) -> list[set[str]]:
+    return [set(point) for point in expand(read_axes(sweeper, lines)).points]
+
+
+def test_a_grid_is_the_product_and_the_command_line_replaces_the_file() -> None:
+    assert points("a=1,2", "b=3", "c=5,6") == [
+        {f"a={a}", "b=3", f"c={c}"} for a, c in product((1, 2), (5, 6))
+    ]
+    assert points("a=9", params={"a": "1,2", "b": "3,4"}) == [{"a=9", "b=3"}, {"a=9", "b=4"}]
+
+
+def test_listed_points_are_crossed_with_the_grid() -> None:
+    listed = [{"a": 1, "b": None}, {"a": 2, "b": True}, {"c": "'x y'"}]
+    made = expand(read_axes({"points": listed}, ["seed=0,1"]))
+    assert [set(point) for point in made.points] == [
+        {*point, f"seed={seed}"}
+        for point, seed in product([("a=1", "b=null"), ("a=2", "b=true"), ("c='x y'",)], (0, 1))
+    ]
+    assert str(made) == "3 listed points of a, b, c x seed (2 values)"
+    assert made.swept == {"a": 2, "b": 2, "c": 1, "seed": 2}
+
+
+def test_an_axis_is_there_only_where_its_condition_holds() -> None:
+    made = expand(read_axes({"only_if": {"s.r": {"s": "domain"}}}, ["s=none,domain", "s.r=0,7,14", "m=1,2"]))
+    assert [set(point) for point in made.points] == [
+        *({"s=none", f"m={m}"} for m in (1, 2)),
+        *({"s=domain", f"s.r={r}", f"m={m}"} for r, m in product((0, 7, 14), (1, 2))),
+    ]
+    assert str(made) == "s (2 values) x s.r (3 values, only where s=domain) x m (2 values)"
+    assert made.repeats == 0
+
+
+def test_conditions_may_follow_from_one_another_in_any_order() -> None:
+    only_if = {"c": {"b": [1, 2]}, "b": {"a": "x"}, "f.*": {"f": "p"}}
+    made = points("c=8,9", "b=1,3", "a=x,y", "f=p,q", "f.z=5,6", only_if=only_if)
+    alone = [
+        {"a=x", "b=1", "c=8"}, {"a=x", "b=1", "c=9"}, {"a=x", "b=3"}, {"a=y"},
+    ]  # fmt: skip
+    fulcrum = [{"f=p", "f.z=5"}, {"f=p", "f.z=6"}, {"f=q"}]
+    assert len(made) == len(alone) * len(fulcrum)
+    assert all(left | right in made for left, right in product(alone, fulcrum))
+
+
+@pytest.mark.parametrize(
+    ("lines", "sweeper", "message"),
+    [
+        (["a=1"], {"points": [{"a": 2}]}, "a is in hydra.sweeper.points and in the grid"),
+        ([], {"points": [{"a": "1,2"}]}, "a=1,2: a listed point has one value for each key"),
+        ([], {"points": [{"a": "]"}]}, "a=] cannot be read"),
+        ([], {"points": ["a=1"]}, "'a=1' is no point; write"),
+        (["a=1,2"], {"only_if": {"b": {"a": 1}}}, "b is neither swept nor given a value"),
+        (["a=1,2"], {"only_if": {"a": {"b": 1}}}, "depends on b, which is neither swept nor given a value"),
+        (["a=1,2", "b=3"], {"only_if": {"a": {"b": 4}}}, "a is in no point, because b=4 never holds"),
+        (["a=1", "b=3"], {"only_if": {"a": {"b": 3}, "b": {"a": 1}}}, "in a circle"),
+        (["a=1"], {"only_if": {"a": "b"}}, "is no condition; write"),
+        (["a=interval(0,2)"], {}, "search it with hydra/sweeper=optuna"),
+    ],
+)
+def test_axes_that_cannot_be_are_refused_in_one_line(
+    lines: list[str], sweeper: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(AxisFault) as caught:
+        expand(read_axes(sweeper, lines))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_check_expands_what_would_run_and_refuses_what_would_not() -> None:
+    made = make_plan(
+        ["subtraction=none,domain", "subtraction.dilation_radius=0,7", DOMAIN_ONLY], multirun=True
+    )
+    assert [type(job.subtraction).__name__ for job in made.jobs] == [
+        "NoSubtraction", "DomainSubtraction", "DomainSubtraction",
+    ]  # fmt: skip
+    listed = make_plan([PAIRS, "seed=0,1"], multirun=True)
+    assert [(job.mask.dilation_radius, job.seed) for job in listed.jobs] == [  # pyright: ignore
+        (0, 0), (0, 1), (7, 0), (7, 1),
+    ]  # fmt: skip
+    with pytest.raises(ConfigFaults, match=r"a listed point has one value"):
+        make_plan(["hydra.sweeper.points=[{mask.threshold:'0.1,0.2'}]"], multirun=True)
+    with pytest.raises(ConfigFaults, match=r"mask\.threshold=2: must be above 0 up to 1"):
+        make_plan(["hydra.sweeper.points=[{mask.threshold:2}]"], multirun=True)
+    with pytest.raises(ConfigFaults, match="names a point twice"):
+        make_plan(["hydra.sweeper.points=[{seed:2},{seed:2}]"], multirun=True)
+    # without the condition the same axis is refused where it does not exist
+    with pytest.raises(ConfigFaults, match="subtraction=domain has it"):
+        make_plan(["subtraction=none,domain", "subtraction.dilation_radius=0,7"], multirun=True)
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local"])
+def test_every_launcher_runs_the_points(launcher: str, out: Path) -> None:
+    more: list[str] = []
+    if launcher != "basic":
+        name = {"joblib": "joblib", "submitit_local": "submitit"}[launcher]
+        pytest.importorskip(f"hydra_plugins.hydra_{name}_launcher", reason="needs the launcher's extra")
+        more = [f"hydra/launcher={launcher}"]
+        more += ["hydra.launcher.n_jobs=1"] if launcher == "joblib" else ["hydra.launcher.timeout_min=2"]
+    folder = out / "points" / launcher
+    arguments = [
+        "subtraction=none,domain", "subtraction.dilation_radius=0,7", DOMAIN_ONLY, "study=points",
+        "tracking.enabled=false", f"hydra.sweep.dir={folder}", *more,
+    ]  # fmt: skip
+    app.main(["run", "-m", *arguments])
+    book = sweep.read_sweep(folder)
+    assert (book["status"], book["jobs_expected"], len(book["jobs"])) == ("FINISHED", 3, 3)
+    assert book["swept"] == ["subtraction", "subtraction.dilation_radius"]
+    # a key that a point does not have is not told by its default either
+    assert [record(folder / job)["swept"] for job in "012"] == [
+        {"subtraction": "none"},
+        {"subtraction": "domain", "subtraction.dilation_radius": 0},
+        {"subtraction": "domain", "subtraction.dilation_radius": 7},
+    ]
+    with contextlib.suppress(KeyError):
+        assert record(folder / "0")["choices"]["fulcrum"] == "mask_centre"
+
+
+def test_a_value_or_point_added_computes_only_what_is_new(out: Path) -> None:
+    def run(name: str, *arguments: str) -> list[str | None]:
+        folder = out / "grown" / name
+        told = ["study=grown", "tracking.enabled=false", f"hydra.sweep.dir={folder}", *arguments]
+        app.main(["run", "-m", *told])
+        return [record(job).get("taken_from") for job in sweep.job_folders(folder)]
+
+    values = ["subtraction=none,domain", DOMAIN_ONLY]
+    assert run("a", *values, "subtraction.dilation_radius=0,7") == [None] * 3
+    taken = run("b", *values, "subtraction.dilation_radius=0,3,7")
+    assert [path and Path(path).name for path in taken] == ["0", "1", None, "2"]
+    assert run("c", PAIRS) == [None, None]
+    more = PAIRS.replace("=[", "=[{mask.threshold:0.3},")
+    assert [path is None for path in run("d", more)] == [True, False, False]
+    assert only(out / "grown", "d").is_dir()

@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from cryosweep.config import SCHEMAS, JobConfig, faults, register, schema_name
+from cryosweep.study import proposals
 from cryosweep.study.points import AxisFault, Expansion, expand, lists_points, read_axes
 from cryosweep.study.sweep import quoted
 
@@ -60,6 +61,7 @@ class Plan:
         jobs: the configuration of each point.
         folder: of the run or of the sweep, absolute.
         arguments: for Hydra.
+        search: of a sweep whose points are proposed one after the other, what it may cost; empty otherwise.
     """
 
     multirun: bool
@@ -67,6 +69,7 @@ class Plan:
     jobs: tuple[JobConfig, ...]
     folder: Path
     arguments: tuple[str, ...]
+    search: str = ""
 
 
 def conf_folder() -> Path:
@@ -124,10 +127,16 @@ class _Planner:
             # Without hydra's part no sweep can be expanded, so the checks of single points must wait.
             raise ConfigFaults([*found, *(fault for each in for_task for fault in self._refused(each)), top])
         multirun = multirun or str(top.hydra.mode).endswith("MULTIRUN")
+        search = ""
         sweeper: Any = OmegaConf.to_container(top.hydra.sweeper, resolve=True) if multirun else {}
         try:
-            axes = read_axes(sweeper, [_text(each) for each in for_task])
-            expansion = expand(axes, intervals=not lists_points(sweeper))
+            lines_for_task = [_text(each) for each in for_task]
+            if proposals.proposes(sweeper):
+                axes, settings = proposals.read_search(sweeper, lines_for_task)
+                expansion = proposals.expand_space(axes, settings)
+                search = f"{settings.words()}: {expansion}"
+            else:
+                expansion = expand(read_axes(sweeper, lines_for_task), intervals=not lists_points(sweeper))
         except (HydraException, AxisFault) as error:
             raise ConfigFaults([*found, _one_line(error)]) from error
         if not multirun:
@@ -152,7 +161,7 @@ class _Planner:
             raise ConfigFaults(found)
         folder = self._folder(top, single, multirun=multirun)
         place = f"hydra.{'sweep' if multirun else 'run'}.dir={quoted(str(folder))}"
-        return Plan(multirun, expansion, tuple(jobs), folder, (*lines, place))
+        return Plan(multirun, expansion, tuple(jobs), folder, (*lines, place), search)
 
     def _parse(self, lines: Sequence[str]) -> tuple[list[Override], list[str]]:
         overrides: list[Override] = []

@@ -28,12 +28,13 @@ _INDIFFERENT_COMPUTE = ("threads", "memory_budget")
 # Modules and folders of modules that only present, start or compare runs; all others count as numerical.
 _NOT_NUMERICAL = (
     "__main__.py", "app.py", "commands.py", "composition.py", "diagnostics.py", "file_commands",
-    "progress.py", "tracking.py", "study/comparison.py", "study/points.py", "study/report.py",
-    "study/resume.py", "study/statistics.py", "study/store.py", "study/sweep.py",
+    "progress.py", "tracking.py", "study/comparison.py", "study/gather.py", "study/points.py",
+    "study/proposals.py", "study/replicates.py", "study/report.py", "study/resume.py",
+    "study/statistics.py", "study/store.py", "study/sweep.py",
 )  # fmt: skip
 # What belongs to the job and not to the result: they stay those of the run that takes over.
 _OWN_FILES = (RUN_FILE, "config.yaml", "cryosweep.log", "metrics.jsonl")
-_OWN_FIELDS = ("name", "study", "job", "status", "swept", "command", "mlflow_run_id")
+_OWN_FIELDS = ("name", "study", "job", "status", "swept", "choices", "command", "mlflow_run_id")
 
 
 @cache

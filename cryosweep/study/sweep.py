@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 
+from cryosweep.study import proposals
 from cryosweep.study.points import expand, lists_points, read_axes
 from cryosweep.tracking import MLflowTracker, Status, TrackingError, prepare_store, store_uri
 
@@ -69,13 +70,19 @@ def _open_sweep(config: DictConfig) -> None:
     folder = Path(config.hydra.sweep.dir).absolute()
     sweeper: Any = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
     listing = lists_points(sweeper)
-    axes = read_axes(sweeper, list(config.hydra.overrides.task))
-    expansion = expand(axes, intervals=not listing)
+    overrides = list(config.hydra.overrides.task)
+    if proposals.proposes(sweeper):
+        expansion = proposals.expand_space(*proposals.read_search(sweeper, overrides))
+    else:
+        expansion = expand(read_axes(sweeper, overrides), intervals=not listing)
     book: dict[str, object] = {
         "study": str(config.study),
         "status": "RUNNING",
         "started": _now(),
         "swept": list(expansion.swept),
+        "with_sweeps": sweeper.get("with_sweeps") or [],
+        "centre": sweeper.get("centre") or {},
+        "rungs": sweeper.get("rungs") or [],
         "jobs_expected": len(expansion.points) if listing else None,
         "tracking_uri": None,
         "experiment_id": None,
@@ -154,21 +161,53 @@ def close_sweep(folder: Path, *, interrupted: bool = False) -> dict[str, Any]:
     return book
 
 
-def write_comparison(folder: Path, page: Path | None = None) -> str:
+def write_comparison(
+    folder: Path,
+    page: Path | None = None,
+    *,
+    earlier: Sequence[Path] | None = None,
+    centre: Mapping[str, str] | None = None,
+) -> str:
     """Compare the runs of a sweep: the table, and the page with its CSV (`page`, or in the sweep folder).
+
+    Args:
+        folder: the sweep folder.
+        page: the page to write.
+        earlier: sweeps of the study that are compared together with it, first the one whose first job is the
+            centre; None for those that the sweep was started with.
+        centre: swept keys and values, in words, of another centre; None for that of the sweep's settings.
 
     Raises:
         ValueError: no run finished, or the runs cannot be compared.
     """
-    from cryosweep.study.comparison import compare, load_runs, terminal_table
+    from cryosweep.study.comparison import terminal_table
     from cryosweep.study.report import write_report
 
     page = page or folder / PAGE_FILE
-    comparison: Comparison = compare(load_runs([folder]))
+    comparison = comparison_of(folder, earlier=earlier, centre=centre)
     table = terminal_table(comparison)
     write_report(comparison, page)
     page.with_suffix(".txt").write_text(table + "\n", encoding="utf-8")
     return table
+
+
+def comparison_of(
+    folder: Path, *, earlier: Sequence[Path] | None = None, centre: Mapping[str, str] | None = None
+) -> Comparison:
+    """What the runs of a sweep and of earlier ones say; arguments and errors as for `write_comparison`."""
+    from cryosweep.study.comparison import compare, show
+    from cryosweep.study.gather import at_last_rung, gather
+
+    book = read_sweep(folder)
+    before = [Path(name) for name in book.get("with_sweeps") or []] if earlier is None else earlier
+    if centre is None:
+        centre = {key: show(value) for key, value in (book.get("centre") or {}).items()}
+    folders = dict.fromkeys(path.absolute() for path in (*before, folder))
+    runs = gather({path: read_sweep(path)["swept"] for path in folders})
+    if book.get("rungs") and len(folders) == 1:
+        runs, note = at_last_rung(runs, book["rungs"])
+        return compare(runs, centre=centre, notes=[note])
+    return compare(runs, centre=centre)
 
 
 def log_comparison(folder: Path, page: Path) -> None:
@@ -179,6 +218,8 @@ def log_comparison(folder: Path, page: Path) -> None:
     parent = _parent(book)
     for suffix in (page.suffix, ".csv", ".txt"):
         parent.artifact(page.with_suffix(suffix))
+    if (folder / proposals.TRIALS_FILE).is_file():
+        parent.artifact(folder / proposals.TRIALS_FILE)
 
 
 def _parent(book: Mapping[str, Any]) -> MLflowTracker:
@@ -203,6 +244,21 @@ def resolve_sweep(name: str, output_dir: Path) -> Path:
         f"{name}: neither a sweep folder, nor the id of a parent run, nor a study with a sweep in "
         f"{output_dir} (studies there: {studies}); give a folder with {SWEEP_FILE}, or --output-dir"
     )
+
+
+def sweeps_of(study: str, output_dir: Path) -> list[Path]:
+    """The folders of all sweeps of a study that have jobs, oldest first.
+
+    Raises:
+        ValueError: there is none.
+    """
+    books = sorted((output_dir / study).glob(f"*/{SWEEP_FILE}"), key=lambda path: path.stat().st_mtime)
+    found = [path.parent for path in books if job_folders(path.parent)]
+    if not found:
+        raise ValueError(
+            f"{output_dir / study}: holds no sweep with jobs; give the name of a study, or --output-dir"
+        )
+    return sorted(found, key=lambda path: str(read_sweep(path).get("started", "")))
 
 
 def read_sweep(folder: Path) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def _add_compare(commands: Commands) -> None:
     parser = add_command(
         commands,
         "compare",
-        "compare the jobs of a sweep, or of several of one study: table, statistics, report.html",
+        "compare jobs of sweeps: table, statistics, report.html",
         "cryosweep compare demo --output demo.html\n"
         "  cryosweep compare demo --all --centre mask.dilation_radius=7,mask.soft_padding_width=20",
     )
@@ -80,7 +80,7 @@ def _add_replicate(commands: Commands) -> None:
     parser = add_command(
         commands,
         "replicate",
-        "run the centre, the leaders and the points of a claim again with other seeds; compare all",
+        "run the leading points of a sweep with other seeds",
         "cryosweep replicate demo --leaders 3 --seeds 1,2 hydra/launcher=joblib hydra.launcher.n_jobs=2",
     )
     parser.add_argument(

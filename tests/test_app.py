@@ -70,7 +70,7 @@ def record(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "run.json").read_text())
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["check"], ["compare"], ["ui"]])
+@pytest.mark.parametrize("command", [[], ["run"], ["check"], ["compare"], ["replicate"], ["ui"]])
 def test_help_fits_a_screen_and_shows_an_example(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

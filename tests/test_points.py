@@ -146,3 +146,31 @@ def test_a_value_or_point_added_computes_only_what_is_new(out: Path) -> None:
     more = PAIRS.replace("=[", "=[{mask.threshold:0.3},")
     assert [path is None for path in run("d", more)] == [True, False, False]
     assert only(out / "grown", "d").is_dir()
+
+
+def test_the_cost_is_said_before_anything_starts(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = out / "cost" / "a"
+    told = ["-m", "study=cost", "tracking.enabled=false"]
+    app.main(["run", *told, "seed=1,2", "mask.threshold=0.1,0.2", f"hydra.sweep.dir={folder}"])
+    capsys.readouterr()
+    assert app.main(["check", *told, "seed=1,2,3", "mask.threshold=0.1,0.2,0.3"]) == 0
+    text = capsys.readouterr().out
+    assert "9 jobs: seed (3 values) x mask.threshold (3 values); 3 points in 3 replicates" in text
+    assert "4 finished already and taken over, 5 to compute" in text
+    assert len(list((out / "cost").iterdir())) == 1
+
+
+def test_a_sweep_that_has_not_ended_or_is_not_there_is_not_replicated(
+    out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert app.main(["replicate", "nosuch"]) == 1
+    assert "neither a sweep folder, nor the id of a parent run, nor a study" in capsys.readouterr().err
+    folder = out / "open" / "sweep_a"
+    folder.mkdir(parents=True)
+    (folder / sweep.SWEEP_FILE).write_text('{"status": "RUNNING", "study": "open"}')
+    assert app.main(["replicate", "open"]) == 1
+    assert "the sweep has not ended" in capsys.readouterr().err
+    assert app.main(["compare", "open", "open", "--all"]) == 1
+    assert "--all takes the name of one study" in capsys.readouterr().err
+    assert app.main(["compare", "nosuch", "--all"]) == 1
+    assert "holds no sweep with jobs" in capsys.readouterr().err

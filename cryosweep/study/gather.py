@@ -78,8 +78,8 @@ def at_last_rung(runs: Sequence[Run], rungs: Sequence[object]) -> tuple[tuple[Ru
         if there:
             count = "all particles" if rung is None else f"{SUBSET}={show(rung)}"
             note = (
-                f"Compared are the {len(there)} runs on {count}; {len(finished) - len(there)} on fewer particles, "
-                "by which points were dropped, are in trials.csv."
+                f"Compared are the {len(there)} runs on {count}; {len(finished) - len(there)} on fewer "
+                "particles, by which points were dropped, are in trials.csv."
             )
             return (*there, *(run for run in runs if not run.is_finished)), note
     return tuple(runs), ""

@@ -339,8 +339,8 @@ def optimise(space: Space, settings: Settings, journal: Path, run: Runner) -> op
 def _trial(study: optuna.Study, number: int, settings: Settings) -> optuna.Trial | None:
     """The trial of this number: asked for before, or now; None if it is finished.
 
-    What it proposes follows from the seed, its number and what was told before its batch, so that a study that
-    was stopped proposes what it would have proposed.
+    What it proposes follows from the seed, its number and what was told before its batch, so that a study
+    that was stopped proposes what it would have proposed.
     """
     import optuna
 

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from cryosweep.commands import read_point
-from cryosweep.study.comparison import ABSENT, HELD_OUT, SCORE, Run, compare, load_runs
-from cryosweep.study.gather import at_last_rung, gather
+from cryosweep.study.comparison import ABSENT, HELD_OUT, SCORE, Run, compare
+from cryosweep.study.gather import gather
 from cryosweep.study.replicates import (
     By,
     Candidate,
@@ -71,7 +71,7 @@ def test_a_screening_and_its_replicates_are_one_comparison(tmp_path: Path) -> No
     seeds = [Point({RADIUS: r, "seed": s}, gsfsc=g + 0.01 * s, held_out=h, split=s)
              for r, g, h in ((7, 8.5, 7.0), (0, 9.0, 5.0)) for s in (1, 2)]  # fmt: skip
     again = write_sweep(tmp_path / "b", seeds, fixed={"data.resplit": True})
-    runs = gather(keys((screen, (RADIUS,)), (again, (RADIUS, "seed"))))
+    runs, _ = gather(keys((screen, (RADIUS,)), (again, (RADIUS, "seed"))))
     assert [run.swept for run in runs[:3]] == [
         {RADIUS: r, "seed": 0, "data.resplit": False} for r in (0, 7, 28)
     ]
@@ -99,7 +99,7 @@ def test_what_a_replicate_does_to_all_scores_moves_no_point_up_or_down(tmp_path:
     """Seeds 1 and 2 lower every score; a point that has only seed 0 gains nothing by that."""
     points = [Point({RADIUS: r, "seed": 0}, held_out=1.0) for r in (0, 7, 28)]
     points += [Point({RADIUS: r, "seed": s}, held_out=1.0, split=s) for r in (0, 7) for s in (1, 2)]
-    runs = gather(keys((write_sweep(tmp_path / "a", points), (RADIUS, "seed"))))
+    runs, _ = gather(keys((write_sweep(tmp_path / "a", points), (RADIUS, "seed"))))
     areas = {0: 0.60, 7: 0.65, 28: 0.62}
 
     def scored(run: Run) -> Run:
@@ -115,20 +115,21 @@ def test_equal_runs_are_counted_once_and_a_dash_stands_for_no_key(tmp_path: Path
     more = [Point({"fulcrum": "px", "fulcrum.x": 3}), Point({"fulcrum": "hinge"}, gsfsc=9.5)]
     second = write_sweep(tmp_path / "b", [*more, SCREEN[1]])
     change(second / "002", taken_from=str(first / "001"))
-    runs = gather(keys((first, (RADIUS,)), (second, ("fulcrum", "fulcrum.x", RADIUS))))
+    runs, _ = gather(keys((first, (RADIUS,)), (second, ("fulcrum", "fulcrum.x", RADIUS))))
     assert [run.folder.name for run in runs] == ["000", "001", "000", "001"]
     assert [run.swept["fulcrum"] for run in runs] == ["hinge", "hinge", "px", "hinge"]
     assert [run.swept["fulcrum.x"] for run in runs] == [ABSENT, ABSENT, 3, ABSENT]
     assert len(compare(runs).runs) == 4
     assert "fulcrum.x" not in compare(runs).label(runs[0])
-    alone = gather(keys((second, ("fulcrum", "fulcrum.x", RADIUS))))
+    assert {e.value for e in compare(runs).effects if e.parameter == "fulcrum.x"} == {"3"}
+    alone, _ = gather(keys((second, ("fulcrum", "fulcrum.x", RADIUS))))
     assert alone[1].swept == {"fulcrum": "hinge", "fulcrum.x": ABSENT, RADIUS: ABSENT}
 
 
 def test_overrides_that_differ_between_sweeps_are_keys_of_the_comparison(tmp_path: Path) -> None:
     first = write_sweep(tmp_path / "a", SCREEN, fixed={"refinement.max_iterations": 3})
     second = write_sweep(tmp_path / "b", SCREEN, fixed={"refinement.max_iterations": 5})
-    runs = gather(keys((first, (RADIUS,)), (second, (RADIUS,))))
+    runs, _ = gather(keys((first, (RADIUS,)), (second, (RADIUS,))))
     assert compare(runs).choices == (RADIUS, "refinement.max_iterations")
     assert len(runs) == 6
 
@@ -150,8 +151,13 @@ def test_sweeps_that_share_no_ruler_study_or_code_are_refused(tmp_path: Path) ->
 
 def test_only_the_last_rung_is_compared(tmp_path: Path) -> None:
     points = [Point({RADIUS: r, "data.subset": s}) for r, s in ((0, 300), (7, 300), (7, None))]
-    runs, note = at_last_rung(load_runs([write_sweep(tmp_path / "a", points)]), [300, None])
-    assert [run.swept for run in runs] == [points[2].swept]
+    search = write_sweep(tmp_path / "a", points)
+    # such a search and the replicates of its leader together
+    again = write_sweep(tmp_path / "b", [Point({RADIUS: 7, "seed": 1})], fixed={"data.subset": None})
+    runs, (note,) = gather(
+        keys((search, (RADIUS, "data.subset")), (again, (RADIUS, "seed"))), {search: [300, None]}
+    )
+    assert [run.swept for run in runs] == [{"seed": 0}, {"seed": 1}]
     assert "the 1 runs on all particles; 2 on fewer" in note
 
 
@@ -181,7 +187,7 @@ def test_replicates_are_the_points_of_the_screening_with_other_seeds(tmp_path: P
     sweep = write_sweep(
         tmp_path / "a", SCREEN, fixed={"data.particles": 100, "seed": 0, "fulcrum.x": "'a,b'"}
     )
-    comparison = compare(gather({sweep: (RADIUS,)}))
+    comparison = compare(gather({sweep: (RADIUS,)})[0])
     runs, candidates = candidates_of(comparison)
     assert [each.name for each in candidates] == [f"dilation_radius {r}" for r in (7, 0, 28)]
     chosen = [runs[find_point(runs, read_point(f"{RADIUS}={r}") or {})] for r in (0, 28)]

@@ -820,7 +820,8 @@ def _effects(runs: Sequence[Run], swept: Sequence[str]) -> tuple[Effect, ...]:
     for score in (SCORE, TRUTH_SCORE):
         known = [run for run in runs if score in run.summary]
         for key in swept:
-            for value in value_order(show(run.swept.get(key)) for run in known):
+            values = {show(run.swept.get(key)) for run in known} - {ABSENT}
+            for value in value_order(values):
                 scores = [run.summary[score] for run in known if show(run.swept.get(key)) == value]
                 sd = float(np.std(scores, ddof=1)) if len(scores) > 1 else math.nan
                 effects.append(

@@ -23,17 +23,28 @@ SUBSET = "data.subset"
 _NOT_RULER = ("jackknife",)
 
 
-def gather(sweeps: Mapping[Path, Sequence[str]]) -> tuple[Run, ...]:
+def gather(
+    sweeps: Mapping[Path, Sequence[str]], rungs: Mapping[Path, Sequence[object]] | None = None
+) -> tuple[tuple[Run, ...], tuple[str, ...]]:
     """The runs of sweeps as one set, those of the first sweep first; equal runs are counted once.
 
     Args:
         sweeps: sweep folder to the keys that it varies.
+        rungs: of sweeps that tried points on few particles first, the values of `data.subset`.
+
+    Returns:
+        The runs, and what was left out of them, in sentences.
 
     Raises:
         ValueError: a folder holds no run, the sweeps are of different studies or scored by different rulers,
             or one point was computed twice with different results.
     """
-    found = [(run, tuple(keys)) for folder, keys in sweeps.items() for run in load_runs([folder])]
+    found: list[tuple[Run, tuple[str, ...]]] = []
+    notes: list[str] = []
+    for folder, keys in sweeps.items():
+        runs, note = at_last_rung(load_runs([folder]), (rungs or {}).get(folder, ()))
+        found += [(run, tuple(keys)) for run in runs]
+        notes += [note] if note else []
     studies = list(dict.fromkeys(run.study for run, _ in found))
     if len(studies) > 1:
         raise ValueError(
@@ -43,7 +54,8 @@ def gather(sweeps: Mapping[Path, Sequence[str]]) -> tuple[Run, ...]:
     kept = _once(found)
     if len(sweeps) == 1:
         axes = list(dict.fromkeys(key for run, _ in kept for key in run.swept))
-        return tuple(_completed(run, {key: run.swept.get(key, ABSENT) for key in axes}) for run, _ in kept)
+        full = [_completed(run, {key: run.swept.get(key, ABSENT) for key in axes}) for run, _ in kept]
+        return tuple(full), tuple(notes)
     _check_rulers([run for run, _ in kept if run.is_finished])
     told = [key for _, keys in kept for key in keys]
     told += [key for run, _ in kept if run.is_finished for key in _overridden(run)]
@@ -56,15 +68,15 @@ def gather(sweeps: Mapping[Path, Sequence[str]]) -> tuple[Run, ...]:
         if not run.is_finished:
             failed.append(run)
             continue
-        full = {key: values[run.folder][key] for key in axes}
-        name = run_name({key: value for key, value in full.items() if value != ABSENT})
+        point = {key: values[run.folder][key] for key in axes}
+        name = run_name({key: value for key, value in point.items() if value != ABSENT})
         if name in named:
             raise ValueError(
                 f"{name} was computed twice, with other code or other input files: {named[name].folder} and "
                 f"{run.folder}; compare the sweeps apart, or run the older one again"
             )
-        named[name] = replace(run, name=name, swept=full)
-    return (*named.values(), *failed)
+        named[name] = replace(run, name=name, swept=point)
+    return (*named.values(), *failed), tuple(notes)
 
 
 def at_last_rung(runs: Sequence[Run], rungs: Sequence[object]) -> tuple[tuple[Run, ...], str]:

@@ -196,18 +196,19 @@ def comparison_of(
 ) -> Comparison:
     """What the runs of a sweep and of earlier ones say; arguments and errors as for `write_comparison`."""
     from cryosweep.study.comparison import compare, show
-    from cryosweep.study.gather import at_last_rung, gather
+    from cryosweep.study.gather import gather
 
     book = read_sweep(folder)
     before = [Path(name) for name in book.get("with_sweeps") or []] if earlier is None else earlier
     if centre is None:
         centre = {key: show(value) for key, value in (book.get("centre") or {}).items()}
     folders = dict.fromkeys(path.absolute() for path in (*before, folder))
-    runs = gather({path: read_sweep(path)["swept"] for path in folders})
-    if book.get("rungs") and len(folders) == 1:
-        runs, note = at_last_rung(runs, book["rungs"])
-        return compare(runs, centre=centre, notes=[note])
-    return compare(runs, centre=centre)
+    books = {path: read_sweep(path) for path in folders}
+    runs, notes = gather(
+        {path: each["swept"] for path, each in books.items()},
+        {path: each.get("rungs") or [] for path, each in books.items()},
+    )
+    return compare(runs, centre=centre, notes=notes)
 
 
 def log_comparison(folder: Path, page: Path) -> None:

@@ -59,6 +59,9 @@ def _add_compare(commands: Commands) -> None:
     )
     parser.add_argument("--all", action="store_true", help="all sweeps of the named study together")
     parser.add_argument(
+        "--alone", action="store_true", help="replicates without the sweep that they were chosen from"
+    )
+    parser.add_argument(
         "--centre",
         metavar="KEY=VALUE,...",
         help="the point that all others are compared with (default: that of the first job)",
@@ -160,13 +163,16 @@ def compare(arguments: argparse.Namespace) -> int:
     from cryosweep.study.sweep import PAGE_FILE, log_comparison, resolve_sweep, sweeps_of, write_comparison
 
     centre = read_point(arguments.centre)
+    if arguments.alone and (arguments.all or len(arguments.sweep) > 1):
+        raise ValueError("--alone takes one sweep, and not --all")
     if arguments.all and len(arguments.sweep) > 1:
         raise ValueError(f"--all takes the name of one study, not {len(arguments.sweep)} names")
     if arguments.all:
         folders = sweeps_of(arguments.sweep[0], arguments.output_dir)
     else:
         folders = [resolve_sweep(name, arguments.output_dir) for name in arguments.sweep]
-    folder, earlier = folders[-1], folders[:-1] if arguments.all or len(folders) > 1 else None
+    together = arguments.all or arguments.alone or len(folders) > 1
+    folder, earlier = folders[-1], folders[:-1] if together else None
     page: Path = arguments.output or folder / PAGE_FILE
     say(write_comparison(folder, page, earlier=earlier, centre=centre))
     say(f"\npage: {page}\ntable: {page.with_suffix('.csv')}")

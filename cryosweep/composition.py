@@ -116,6 +116,7 @@ class _Planner:
         self._parser = OverridesParser.create()
         self._bases: dict[tuple[str, ...], DictConfig | str] = {}
         self._for_hydra: list[str] = []
+        self._multirun = False
 
     def plan(self, lines: Sequence[str], *, multirun: bool) -> Plan:
         overrides, found = self._parse(lines)
@@ -127,6 +128,7 @@ class _Planner:
             # Without hydra's part no sweep can be expanded, so the checks of single points must wait.
             raise ConfigFaults([*found, *(fault for each in for_task for fault in self._refused(each)), top])
         multirun = multirun or str(top.hydra.mode).endswith("MULTIRUN")
+        self._multirun = multirun
         search = ""
         sweeper: Any = OmegaConf.to_container(top.hydra.sweeper, resolve=True) if multirun else {}
         try:
@@ -249,7 +251,10 @@ class _Planner:
             return []
         homes = _other_options(name)
         if homes:
-            return [f"{line}: the chosen option of {name.split('.')[0]} has no such key; {homes} has it"]
+            hint = " (hydra.sweeper.only_if keeps a key to the points that have it)" * self._multirun
+            return [
+                f"{line}: the chosen option of {name.split('.')[0]} has no such key; {homes} has it{hint}"
+            ]
         return [f"{line}: there is no key {name}{_meant(name, [*keys, *self._groups])}"]
 
     def _compose_fault(self, error: Exception) -> str:

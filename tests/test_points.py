@@ -10,7 +10,7 @@ from cryosweep import app
 from cryosweep.composition import ConfigFaults, make_plan
 from cryosweep.study import sweep
 from cryosweep.study.points import AxisFault, expand, read_axes
-from tests.test_app import only, out, record, uri
+from tests.test_app import out, record, uri
 
 __all__ = ["out", "uri"]  # fixtures
 
@@ -103,61 +103,53 @@ def test_check_expands_what_would_run_and_refuses_what_would_not() -> None:
     with pytest.raises(ConfigFaults, match="names a point twice"):
         make_plan(["hydra.sweeper.points=[{seed:2},{seed:2}]"], multirun=True)
     # without the condition the same axis is refused where it does not exist
-    with pytest.raises(ConfigFaults, match="subtraction=domain has it"):
+    with pytest.raises(ConfigFaults, match=r"subtraction=domain has it.*only_if"):
         make_plan(["subtraction=none,domain", "subtraction.dilation_radius=0,7"], multirun=True)
 
 
-@pytest.mark.parametrize("launcher", ["basic", "joblib"])
-def test_every_launcher_runs_the_points(launcher: str, out: Path) -> None:
-    more: list[str] = []
-    if launcher != "basic":
-        pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs cryosweep[parallel]")
-        more = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=1"]
-    folder = out / "points" / launcher
-    arguments = [
-        "subtraction=none,domain", "subtraction.dilation_radius=0,7", DOMAIN_ONLY, "study=points",
-        "tracking.enabled=false", f"hydra.sweep.dir={folder}", *more,
-    ]  # fmt: skip
-    app.main(["run", "-m", *arguments])
+def test_a_launcher_with_processes_of_its_own_runs_listed_points(out: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs cryosweep[parallel]")
+    folder = out / "points" / "joblib"
+    app.main(
+        ["run", "-m", PAIRS, "study=points", "tracking.enabled=false", f"hydra.sweep.dir={folder}",
+         "hydra/launcher=joblib", "hydra.launcher.n_jobs=1"]
+    )  # fmt: skip
     book = sweep.read_sweep(folder)
-    assert (book["status"], book["jobs_expected"], len(book["jobs"])) == ("FINISHED", 3, 3)
-    assert book["swept"] == ["subtraction", "subtraction.dilation_radius"]
+    assert (book["status"], book["jobs_expected"], len(book["jobs"])) == ("FINISHED", 2, 2)
     # a key that a point does not have is not told by its default either
-    assert [record(folder / job)["swept"] for job in "012"] == [
-        {"subtraction": "none"},
-        {"subtraction": "domain", "subtraction.dilation_radius": 0},
-        {"subtraction": "domain", "subtraction.dilation_radius": 7},
+    assert [record(folder / job)["swept"] for job in "01"] == [
+        {"mask.dilation_radius": 0, "mask.soft_padding_width": 10},
+        {"mask.dilation_radius": 7},
     ]
-    assert record(folder / "0")["choices"]["fulcrum"] == "mask_centre"
 
 
-def test_a_value_or_point_added_computes_only_what_is_new(out: Path) -> None:
-    def run(name: str, *arguments: str) -> list[str | None]:
+def test_a_value_added_computes_only_what_is_new_and_its_cost_is_said_before(
+    out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = ["-m", "study=grown", "tracking.enabled=false", "subtraction=none,domain", DOMAIN_ONLY, "seed=0,1"]
+
+    def run(name: str, radii: str) -> list[str | None]:
         folder = out / "grown" / name
-        told = ["study=grown", "tracking.enabled=false", f"hydra.sweep.dir={folder}", *arguments]
-        app.main(["run", "-m", *told])
+        app.main(["run", *told, f"subtraction.dilation_radius={radii}", f"hydra.sweep.dir={folder}"])
+        assert sweep.read_sweep(folder)["swept"] == ["subtraction", "seed", "subtraction.dilation_radius"]
         return [record(job).get("taken_from") for job in sweep.job_folders(folder)]
 
-    values = ["subtraction=none,domain", DOMAIN_ONLY]
-    assert run("a", *values, "subtraction.dilation_radius=0,7") == [None] * 3
-    taken = run("b", *values, "subtraction.dilation_radius=0,3,7")
-    assert [path and Path(path).name for path in taken] == ["0", "1", None, "2"]
-    assert run("c", PAIRS) == [None, None]
-    more = PAIRS.replace("=[", "=[{mask.threshold:0.3},")
-    assert [path is None for path in run("d", more)] == [True, False, False]
-    assert only(out / "grown", "d").is_dir()
-
-
-def test_the_cost_is_said_before_anything_starts(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = out / "cost" / "a"
-    told = ["-m", "study=cost", "tracking.enabled=false"]
-    app.main(["run", *told, "seed=1,2", "mask.threshold=0.1,0.2", f"hydra.sweep.dir={folder}"])
+    assert run("a", "0") == [None] * 4
+    assert [record(out / "grown" / "a" / job)["swept"] for job in "02"] == [
+        {"subtraction": "none", "seed": 0},
+        {"subtraction": "domain", "seed": 0, "subtraction.dilation_radius": 0},
+    ]
+    assert record(out / "grown" / "a" / "0")["choices"]["fulcrum"] == "mask_centre"
     capsys.readouterr()
-    assert app.main(["check", *told, "seed=1,2,3", "mask.threshold=0.1,0.2,0.3"]) == 0
+    assert app.main(["check", *told, "subtraction.dilation_radius=0,7"]) == 0
     text = capsys.readouterr().out
-    assert "9 jobs: seed (3 values) x mask.threshold (3 values); 3 points in 3 replicates" in text
-    assert "4 finished already and taken over, 5 to compute" in text
-    assert len(list((out / "cost").iterdir())) == 1
+    assert (
+        "6 jobs: subtraction (2 values) x seed (2 values) x subtraction.dilation_radius (2 values, " in text
+    )
+    assert "; 3 points in 2 replicates" in text
+    assert "4 finished already and taken over, 2 to compute" in text
+    taken = run("b", "7,0")
+    assert [path and Path(path).name for path in taken] == ["0", "1", None, "2", None, "3"]
 
 
 def test_a_sweep_that_has_not_ended_or_is_not_there_is_not_replicated(
@@ -172,5 +164,7 @@ def test_a_sweep_that_has_not_ended_or_is_not_there_is_not_replicated(
     assert "the sweep has not ended" in capsys.readouterr().err
     assert app.main(["compare", "open", "open", "--all"]) == 1
     assert "--all takes the name of one study" in capsys.readouterr().err
+    assert app.main(["compare", "open", "--all", "--alone"]) == 1
+    assert "--alone takes one sweep" in capsys.readouterr().err
     assert app.main(["compare", "nosuch", "--all"]) == 1
     assert "holds no sweep with jobs" in capsys.readouterr().err

@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from enum import Enum
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, cast, get_args, get_origin, get_type_hints
@@ -132,7 +134,10 @@ class _Planner:
         search = ""
         sweeper: Any = OmegaConf.to_container(top.hydra.sweeper, resolve=True) if multirun else {}
         try:
-            lines_for_task = [_text(each) for each in for_task]
+            conditional = tuple(sweeper.get("only_if") or {})
+            renamed = {_text(each): _as_axis(each, conditional) for each in for_task}
+            lines = [renamed.get(line, line) for line in lines]
+            lines_for_task = [renamed[_text(each)] for each in for_task]
             if proposals.proposes(sweeper):
                 axes, settings = proposals.read_search(sweeper, lines_for_task)
                 expansion = proposals.expand_space(axes, settings)
@@ -183,7 +188,10 @@ class _Planner:
         top = top.copy()
         with open_dict(top):
             for override in single:
-                if override.key_or_group not in self._groups:
+                if override.key_or_group in self._groups:
+                    continue
+                # a key that only some points have is not in the base; the folder cannot be named by it
+                with suppress(OmegaConfBaseException):
                     OmegaConf.update(top, override.key_or_group, override.value())
         return Path(str(top.hydra.sweep.dir if multirun else top.hydra.run.dir)).absolute()
 
@@ -278,6 +286,17 @@ def _is_for_hydra(override: Override) -> bool:
 def _text(override: Override) -> str:
     """An override as it was written."""
     return override.input_line or ""
+
+
+def _as_axis(override: Override, conditional: Sequence[str]) -> str:
+    """An override as it was written, or as an axis of one value if only some points have its key.
+
+    Hydra sets plain overrides in the configuration of the whole sweep, where such a key need not be.
+    """
+    name = override.key_or_group
+    if override.is_sweep_override() or not any(fnmatchcase(name, pattern) for pattern in conditional):
+        return _text(override)
+    return f"{override.get_key_element()}=choice({override.get_value_element_as_str()})"
 
 
 def _assign(config: DictConfig, override: Override, hint: Any) -> list[str]:

@@ -38,7 +38,7 @@ def configure(folder: Path, values: Mapping[str, object]) -> None:
         section, _, name = key.rpartition(".")
         if section:
             config.setdefault(section, {})[name] = value
-        elif key != "fulcrum":  # options of groups are not in the configuration
+        elif key not in {"fulcrum", "subtraction"}:  # options of groups are not in the configuration
             config[key] = value
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
 

@@ -10,8 +10,9 @@ import signal
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from cryosweep import __version__, commands, file_commands
 from cryosweep.commands import say
@@ -82,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--force", action="store_true")
         command.set_defaults(function=function)
     commands.add_parsers(parsers)
+    parsers.choices["replicate"].set_defaults(function=replicate)
     file_commands.add_parsers(parsers)
     return parser
 
@@ -149,9 +151,58 @@ def check(parsed: argparse.Namespace) -> int:
     plan = _plan(parsed)
     if parsed.cfg:
         return _print_config(plan)
-    jobs = "1 job" if len(plan.jobs) == 1 else f"{len(plan.jobs)} jobs"
-    say(f"nothing to refuse\n{jobs}: {plan.expansion}\nresults would go to {plan.folder}")
+    say(f"nothing to refuse\n{_cost(plan, force=False)}\nresults would go to {plan.folder}")
     return 0
+
+
+def _cost(plan: Plan, *, force: bool) -> str:
+    """How many points, replicates and jobs there are, and how many of them are finished already."""
+    if plan.search:
+        return plan.search
+    from cryosweep.study.comparison import REPLICATE_KEYS
+
+    kept = {
+        tuple(each for each in point if each.partition("=")[0].lstrip("+") not in REPLICATE_KEYS)
+        for point in plan.expansion.points
+    }
+    n, done = len(plan.jobs), 0 if force else _count_finished(plan)
+    text = f"{n} job{'s' * (n > 1)}: {plan.expansion}"
+    if len(kept) < n:
+        text += f"; {len(kept)} point{'s' * (len(kept) > 1)} in {n / len(kept):g} replicates"
+    if done:
+        text += f"\n{done} finished already and taken over, {n - done} to compute"
+    return text
+
+
+def _count_finished(plan: Plan) -> int:
+    """How many jobs of a sweep an earlier sweep of the study has finished."""
+    from omegaconf import OmegaConf
+
+    from cryosweep import job
+    from cryosweep.study import resume
+    from cryosweep.study.sweep import RUN_FILE
+
+    if not plan.multirun or not any(plan.folder.parent.glob(f"*/*/{RUN_FILE}")):
+        return 0
+    # Files are named by text: jobs with the same text in their configuration read the same files.
+    inputs: dict[tuple[str, ...], dict[str, str]] = {}
+    done = 0
+    for config in plan.jobs:
+        plain = _plain(OmegaConf.structured(config))
+        named = tuple(_texts(plain))
+        if named not in inputs:
+            inputs[named] = job.inputs_of(config)
+        done += resume.find_finished(plan.folder / "0", resume.fingerprint(plain, inputs[named])) is not None
+    return done
+
+
+def _texts(node: object) -> list[str]:
+    """All text in plain values, in order."""
+    if isinstance(node, dict):
+        return [text for value in cast("dict[str, object]", node).values() for text in _texts(value)]
+    if isinstance(node, list):
+        return [text for value in cast("list[object]", node) for text in _texts(value)]
+    return [node] if isinstance(node, str) else []
 
 
 def _print_config(plan: Plan) -> int:
@@ -168,13 +219,20 @@ def run(parsed: argparse.Namespace) -> int:
     plan = _plan(parsed)
     if parsed.cfg:
         return _print_config(plan)
+    return _start(plan, force=parsed.force)
+
+
+def _start(plan: Plan, *, force: bool) -> int:
+    """Say what a checked plan costs and run it through Hydra; returns the exit status."""
     import hydra
 
     from cryosweep.composition import DEFAULTS, conf_folder
     from cryosweep.study.resume import FORCE
 
+    if plan.multirun:
+        log.info("%s", _cost(plan, force=force))
     # Hydra reads the command line itself, and would turn exceptions into its own messages and exit status.
-    told = [f"++hydra.job.env_set.{FORCE}='1'"] if parsed.force else []
+    told = [f"++hydra.job.env_set.{FORCE}='1'"] if force else []
     sys.argv = ["cryosweep", *plan.arguments, *told, *(["--multirun"] if plan.multirun else [])]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # `kill` and a cancelled Slurm job end like Ctrl-C: what was running is marked, what is done is kept.
@@ -190,6 +248,49 @@ def run(parsed: argparse.Namespace) -> int:
         _conclude_sweep(plan.folder, interrupted=isinstance(end, KeyboardInterrupt))
         raise
     return _conclude_sweep(plan.folder, interrupted=False)
+
+
+def replicate(parsed: argparse.Namespace) -> int:
+    """Run chosen points of a finished sweep again with other seeds, and compare all of it together.
+
+    Raises:
+        ValueError: the sweep still runs, cannot be compared, or lacks a point that was named.
+    """
+    from cryosweep.study import replicates
+    from cryosweep.study.comparison import show
+    from cryosweep.study.sweep import comparison_of, quoted, read_sweep, resolve_sweep
+
+    folder = resolve_sweep(parsed.sweep, parsed.output_dir).absolute()
+    book = read_sweep(folder)
+    if book["status"] == "RUNNING":
+        raise ValueError(f"{folder}: the sweep has not ended; wait for it, or type its command again")
+    comparison = comparison_of(folder, centre=commands.read_point(parsed.centre))
+    runs, candidates = replicates.candidates_of(comparison)
+    also = [replicates.find_point(runs, commands.read_point(text) or {}) for text in parsed.also]
+    chosen = replicates.choose(candidates, comparison.replication.centre, leaders=parsed.leaders, also=also)
+    by = replicates.By[parsed.by]
+    say(f"{len(chosen)} of {len(runs)} points, again with seeds {', '.join(map(str, parsed.seeds))}:")
+    say("\n".join(f"  {name}: {reason}" for name, reason in chosen.items()))
+    say(f"replicates by {by.value}")
+    centre = runs[comparison.replication.centre]
+    told = {key: centre.swept[key] for key in comparison.choices if key in centre.swept}
+    before = [str(path) for path in [*(book.get("with_sweeps") or []), folder]]
+    name = f"sweep_{datetime.now():%Y%m%d_%H%M%S}"
+    parsed.overrides = [
+        *replicates.replicate_overrides([runs[each] for each in chosen], parsed.seeds, by),
+        f"hydra.sweeper.with_sweeps=[{','.join(map(quoted, before))}]",
+        "hydra.sweeper.centre={"
+        + ",".join(f"{key}:{quoted(show(value))}" for key, value in told.items())
+        + "}",
+        f"hydra.sweep.dir={quoted(str(folder.parent / name))}",
+        *parsed.overrides,
+    ]
+    parsed.multirun = True
+    plan = _plan(parsed)
+    if parsed.check:
+        say(f"nothing to refuse\n{_cost(plan, force=parsed.force)}\nresults would go to {plan.folder}")
+        return 0
+    return _start(plan, force=parsed.force)
 
 
 def _conclude_run(folder: Path) -> int:
@@ -275,7 +376,8 @@ def run_one(composed: DictConfig) -> dict[str, float] | None:
     folder = Path(hydra_config.runtime.output_dir)
     in_sweep = str(hydra_config.mode).endswith("MULTIRUN")
     number = hydra_config.job.num if in_sweep else None
-    swept = _swept_values(composed, hydra_config.runtime.choices)
+    choices = {group: option for group, option in hydra_config.runtime.choices.items() if "/" not in group}
+    swept = _swept_values(composed, choices, hydra_config.overrides.task)
     config: JobConfig = OmegaConf.to_object(composed)  # pyright: ignore[reportAssignmentType]
     OmegaConf.save(composed, folder / "config.yaml", resolve=True)
     record_run(
@@ -287,6 +389,7 @@ def run_one(composed: DictConfig) -> dict[str, float] | None:
         stop_reason="",
         seed=config.seed,
         swept=swept,
+        choices=choices,
         versions={"cryosweep": __version__},
         device="",
         inputs={},
@@ -423,13 +526,19 @@ def _start_tracker(
     return TrackerGroup(trackers)
 
 
-def _swept_values(composed: DictConfig, choices: Mapping[str, str]) -> dict[str, object]:
-    """The values that this job has of what the sweep varies: keys, or options of groups."""
+def _swept_values(
+    composed: DictConfig, choices: Mapping[str, str], overrides: Sequence[str]
+) -> dict[str, object]:
+    """The values that this job has of what the sweep varies: keys, or options of groups.
+
+    A key that only some points have is missing where this job has none, even if it has a default value.
+    """
     from omegaconf import OmegaConf
 
     from cryosweep.study.sweep import SWEPT_KEYS
 
-    keys = os.environ.get(SWEPT_KEYS, "").split()
+    given = {override.partition("=")[0].lstrip("+") for override in overrides}
+    keys = [key for key in os.environ.get(SWEPT_KEYS, "").split() if key in given]
     return {key: choices[key] if key in choices else OmegaConf.select(composed, key) for key in keys}
 
 

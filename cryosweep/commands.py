@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ def say(text: str) -> None:
 def add_parsers(commands: Commands) -> None:
     """Add a parser for each command; `function` of what it parses runs it and returns the exit status."""
     _add_compare(commands)
+    _add_replicate(commands)
     _add_ui(commands)
 
 
@@ -45,18 +47,33 @@ def _add_compare(commands: Commands) -> None:
     parser = add_command(
         commands,
         "compare",
-        "compare the jobs of a sweep: table, statistics, report.html",
-        "cryosweep compare demo --output demo.html",
+        "compare jobs of sweeps: table, statistics, report.html",
+        "cryosweep compare demo --output demo.html\n"
+        "  cryosweep compare demo --all --centre mask.dilation_radius=7,mask.soft_padding_width=20",
     )
     parser.add_argument(
-        "sweep", help="sweep folder, id of its parent run, or name of a study (its latest sweep)"
+        "sweep",
+        nargs="+",
+        help="sweep folder, id of its parent run, or name of a study (its latest sweep); several are "
+        "compared together, equal jobs counted once",
+    )
+    parser.add_argument("--all", action="store_true", help="all sweeps of the named study together")
+    parser.add_argument(
+        "--alone", action="store_true", help="replicates without the sweep that they were chosen from"
+    )
+    parser.add_argument(
+        "--centre",
+        metavar="KEY=VALUE,...",
+        help="the point that all others are compared with (default: that of the first job)",
+    )
+    parser.add_argument(
+        "--output", type=Path, help="the page (default: report.html in the last sweep folder)"
     )
     parser.add_argument(
         "--from-mlflow",
         metavar="URI",
         help="rebuild it from this tracking store alone: all sweeps of a study, or one by its parent run",
     )
-    parser.add_argument("--output", type=Path, help="the page (default: report.html in the sweep folder)")
     parser.add_argument(
         "--output-dir",
         type=Path,
@@ -66,29 +83,126 @@ def _add_compare(commands: Commands) -> None:
     parser.set_defaults(function=compare)
 
 
+def _add_replicate(commands: Commands) -> None:
+    """Its function is in `app`, which starts jobs."""
+    parser = add_command(
+        commands,
+        "replicate",
+        "run the leading points of a sweep with other seeds",
+        "cryosweep replicate demo --leaders 3 --seeds 1,2 hydra/launcher=joblib hydra.launcher.n_jobs=2",
+    )
+    parser.add_argument(
+        "sweep",
+        help="finished sweep: its folder, id of its parent run, or name of a study (its latest sweep)",
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        default=[],
+        help="of Hydra, such as hydra/launcher=joblib, or compute.device=cuda",
+    )
+    parser.add_argument(
+        "--centre", metavar="KEY=VALUE,...", help="the centre (default: the point of the first job)"
+    )
+    parser.add_argument(
+        "--leaders",
+        type=int,
+        default=3,
+        help="how many of the best others by rank sum (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--also", metavar="KEY=VALUE,...", action="append", default=[],
+        help="a further point that a claim will name; may be given again",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seeds",
+        type=read_seeds,
+        default=[1, 2],
+        metavar="SEED,...",
+        help="one replicate each (default: 1,2)",
+    )
+    parser.add_argument(
+        "--by", choices=["split", "simulation"], default="split",
+        help="other splits into half sets (for these particles), or other simulated particles (for particles "
+        "of this kind) (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--check", action="store_true", help="say what would be run, and run nothing")
+    parser.add_argument("--force", action="store_true", help="compute points that are finished already")
+    parser.add_argument(
+        "--config-dir", type=Path, action="append", default=[], help="that the sweep was started with"
+    )
+    parser.add_argument(
+        "--output-dir",
+        type=Path,
+        default=OUTPUT_DIR,
+        help="where studies are looked for (default: %(default)s)",
+    )
+
+
+def read_point(text: str | None) -> dict[str, str] | None:
+    """`KEY=VALUE,KEY=VALUE` as keys and values in words; None for None.
+
+    Raises:
+        ValueError: a part has no `=`.
+    """
+    if text is None:
+        return None
+    # a comma parts two keys where a key follows it: lists have commas of their own
+    parts = re.split(r",(?=[\w./]+=)", text)
+    if any("=" not in part for part in parts):
+        raise ValueError(f"{text}: write KEY=VALUE,KEY=VALUE for a point")
+    return {key.strip(): value.strip() for key, _, value in (part.partition("=") for part in parts)}
+
+
+def read_seeds(text: str) -> list[int]:
+    """`1,2` as numbers, for argparse, which makes a ValueError one line."""
+    return [int(part) for part in text.split(",")]
+
+
 def compare(arguments: argparse.Namespace) -> int:
-    """Print the comparison of a sweep, write its page and log both to the parent run."""
+    """Print the comparison of a sweep, write its page and log both to the parent run.
+
+    Raises:
+        ValueError: a name leads to no sweep, or the sweeps cannot be compared.
+    """
+    from cryosweep.study.sweep import PAGE_FILE, log_comparison, resolve_sweep, sweeps_of, write_comparison
+
     if arguments.from_mlflow is not None:
         return _compare_stored(arguments)
-    from cryosweep.study.sweep import PAGE_FILE, log_comparison, resolve_sweep, write_comparison
-
-    folder = resolve_sweep(arguments.sweep, arguments.output_dir)
+    centre = read_point(arguments.centre)
+    if arguments.alone and (arguments.all or len(arguments.sweep) > 1):
+        raise ValueError("--alone takes one sweep, and not --all")
+    if arguments.all and len(arguments.sweep) > 1:
+        raise ValueError(f"--all takes the name of one study, not {len(arguments.sweep)} names")
+    if arguments.all:
+        folders = sweeps_of(arguments.sweep[0], arguments.output_dir)
+    else:
+        folders = [resolve_sweep(name, arguments.output_dir) for name in arguments.sweep]
+    together = arguments.all or arguments.alone or len(folders) > 1
+    folder, earlier = folders[-1], folders[:-1] if together else None
     page: Path = arguments.output or folder / PAGE_FILE
-    say(write_comparison(folder, page))
+    say(write_comparison(folder, page, earlier=earlier, centre=centre))
     say(f"\npage: {page}\ntable: {page.with_suffix('.csv')}")
     log_comparison(folder, page)
     return 0
 
 
 def _compare_stored(arguments: argparse.Namespace) -> int:
-    """Print the comparison of a study that only a tracking store knows, and write its page."""
+    """Print the comparison of a study that only a tracking store knows, and write its page.
+
+    Raises:
+        ValueError: more than one study is named, or what is meant for sweep folders.
+    """
     from cryosweep.study.comparison import compare
     from cryosweep.study.recover import recover
     from cryosweep.study.report import write_report
 
-    page: Path = arguments.output or arguments.output_dir / arguments.sweep / "recovered" / "report.html"
-    runs = recover(arguments.from_mlflow, arguments.sweep, page.parent / f"{page.stem}_runs")
-    written = write_report(compare(runs), page)
+    if len(arguments.sweep) > 1 or arguments.all or arguments.alone:
+        raise ValueError("--from-mlflow takes one study or one parent run, without --all and --alone")
+    (study,) = arguments.sweep
+    page: Path = arguments.output or arguments.output_dir / study / "recovered" / "report.html"
+    runs = recover(arguments.from_mlflow, study, page.parent / f"{page.stem}_runs")
+    written = write_report(compare(runs, centre=read_point(arguments.centre)), page)
     say(written.text.read_text(encoding="utf-8"))
     say(f"page: {written.page}\ntable: {written.table}")
     return 0

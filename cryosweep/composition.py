@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from enum import Enum
+from fnmatch import fnmatchcase
 from itertools import dropwhile, takewhile
 from pathlib import Path
 from types import NoneType, UnionType
@@ -27,7 +29,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from cryosweep.config import SCHEMAS, JobConfig, faults, register, schema_name
-from cryosweep.study.sweep import Expansion, expand, quoted
+from cryosweep.study import proposals
+from cryosweep.study.points import AxisFault, Expansion, expand, lists_points, read_axes
+from cryosweep.study.sweep import quoted
 
 # Hydra 1.3 wants to be told whose defaults to follow; 1.4 follows its own and warns if told.
 DEFAULTS = {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}
@@ -60,6 +64,7 @@ class Plan:
         jobs: the configuration of each point.
         folder: of the run or of the sweep, absolute.
         arguments: for Hydra.
+        search: of a sweep whose points are proposed one after the other, what it may cost; empty otherwise.
     """
 
     multirun: bool
@@ -67,6 +72,7 @@ class Plan:
     jobs: tuple[JobConfig, ...]
     folder: Path
     arguments: tuple[str, ...]
+    search: str = ""
 
 
 def conf_folder() -> Path:
@@ -113,6 +119,7 @@ class _Planner:
         self._parser = OverridesParser.create()
         self._bases: dict[tuple[str, ...], DictConfig | str] = {}
         self._for_hydra: list[str] = []
+        self._multirun = False
 
     def plan(self, lines: Sequence[str], *, multirun: bool) -> Plan:
         overrides, found = self._parse(lines)
@@ -124,12 +131,21 @@ class _Planner:
             # Without hydra's part no sweep can be expanded, so the checks of single points must wait.
             raise ConfigFaults([*found, *(fault for each in for_task for fault in self._refused(each)), top])
         multirun = multirun or str(top.hydra.mode).endswith("MULTIRUN")
-        params: dict[str, object] = {}
-        if multirun:
-            params = dict(OmegaConf.select(top, "hydra.sweeper.params") or {})
+        self._multirun = multirun
+        search = ""
+        sweeper: Any = OmegaConf.to_container(top.hydra.sweeper, resolve=True) if multirun else {}
         try:
-            expansion = expand([_text(each) for each in for_task], params)
-        except HydraException as error:
+            conditional = tuple(sweeper.get("only_if") or {})
+            renamed = {_text(each): _as_axis(each, conditional) for each in for_task}
+            lines = [renamed.get(line, line) for line in lines]
+            lines_for_task = [renamed[_text(each)] for each in for_task]
+            if proposals.proposes(sweeper):
+                axes, settings = proposals.read_search(sweeper, lines_for_task)
+                expansion = proposals.expand_space(axes, settings)
+                search = f"{settings.words()}: {expansion}"
+            else:
+                expansion = expand(read_axes(sweeper, lines_for_task), intervals=not lists_points(sweeper))
+        except (HydraException, AxisFault) as error:
             raise ConfigFaults([*found, _one_line(error)]) from error
         if not multirun:
             found += [
@@ -142,7 +158,7 @@ class _Planner:
             for key in expansion.swept
             if key.split(".")[0] in NOT_SWEPT
         ]
-        if len(set(expansion.points)) < len(expansion.points):
+        if expansion.repeats:
             found.append(f"the sweep names a point twice ({expansion}); give each value once")
         jobs: list[JobConfig] = []
         for point in expansion.points:
@@ -153,7 +169,7 @@ class _Planner:
             raise ConfigFaults(found)
         folder = self._folder(top, single, multirun=multirun)
         place = f"hydra.{'sweep' if multirun else 'run'}.dir={quoted(str(folder))}"
-        return Plan(multirun, expansion, tuple(jobs), folder, (*lines, place))
+        return Plan(multirun, expansion, tuple(jobs), folder, (*lines, place), search)
 
     def _parse(self, lines: Sequence[str]) -> tuple[list[Override], list[str]]:
         overrides: list[Override] = []
@@ -173,7 +189,10 @@ class _Planner:
         top = top.copy()
         with open_dict(top):
             for override in single:
-                if override.key_or_group not in self._groups:
+                if override.key_or_group in self._groups:
+                    continue
+                # a key that only some points have is not in the base; the folder cannot be named by it
+                with suppress(OmegaConfBaseException):
                     OmegaConf.update(top, override.key_or_group, override.value())
         return Path(str(top.hydra.sweep.dir if multirun else top.hydra.run.dir)).absolute()
 
@@ -241,7 +260,10 @@ class _Planner:
             return []
         homes = _other_options(name)
         if homes:
-            return [f"{line}: the chosen option of {name.split('.')[0]} has no such key; {homes} has it"]
+            hint = " (hydra.sweeper.only_if keeps a key to the points that have it)" * self._multirun
+            return [
+                f"{line}: the chosen option of {name.split('.')[0]} has no such key; {homes} has it{hint}"
+            ]
         return [f"{line}: there is no key {name}{_meant(name, [*keys, *self._groups])}"]
 
     def _compose_fault(self, error: Exception) -> str:
@@ -265,6 +287,17 @@ def _is_for_hydra(override: Override) -> bool:
 def _text(override: Override) -> str:
     """An override as it was written."""
     return override.input_line or ""
+
+
+def _as_axis(override: Override, conditional: Sequence[str]) -> str:
+    """An override as it was written, or as an axis of one value if only some points have its key.
+
+    Hydra sets plain overrides in the configuration of the whole sweep, where such a key need not be.
+    """
+    name = override.key_or_group
+    if override.is_sweep_override() or not any(fnmatchcase(name, pattern) for pattern in conditional):
+        return _text(override)
+    return f"{override.get_key_element()}=choice({override.get_value_element_as_str()})"
 
 
 def _assign(config: DictConfig, override: Override, hint: Any) -> list[str]:

@@ -70,7 +70,7 @@ def record(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "run.json").read_text())
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["check"], ["compare"], ["ui"]])
+@pytest.mark.parametrize("command", [[], ["run"], ["check"], ["compare"], ["replicate"], ["ui"]])
 def test_help_fits_a_screen_and_shows_an_example(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -113,7 +113,7 @@ def test_the_module_is_the_command() -> None:
         assert done.stdout == f"cryosweep {__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [["run", "--nosuch"], ["compare", "x", "y"], ["check", "-m", "-x"]])
+@pytest.mark.parametrize("arguments", [["run", "--nosuch"], ["ui", "y"], ["check", "-m", "-x"]])
 def test_an_unknown_argument_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert app.main(arguments) == 2
     assert f"unknown argument {arguments[-1]}" in capsys.readouterr().err
@@ -225,7 +225,7 @@ def test_a_sweep_has_one_parent_and_outlives_a_failing_job(
     }
 
 
-def stub_comparison(folder: Path, page: Path | None = None) -> str:
+def stub_comparison(folder: Path, page: Path | None = None, **_: object) -> str:
     page = page or folder / sweep.PAGE_FILE
     page.write_text("<html>")
     page.with_suffix(".csv").write_text("run\n")

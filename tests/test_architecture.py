@@ -31,10 +31,10 @@ LINES: tuple[tuple[str, ...], ...] = (
     ("search", "reconstruction", "selection"),
     ("refinement", "subtraction", "simulate", "sharpening", "local_resolution"),
     ("consensus",),
-    ("diagnostics", "tracking", "progress", "study.statistics"),
-    ("study.store", "study.assessment", "study.findings", "study.truth"),
+    ("diagnostics", "tracking", "progress", "study.statistics", "study.points"),
+    ("study.store", "study.assessment", "study.findings", "study.truth", "study.proposals"),
     ("study.comparison", "study.review"),
-    ("study.figures", "study.pictures", "study.tables"),
+    ("study.figures", "study.pictures", "study.tables", "study.gather", "study.replicates"),
     ("study.meshes",),
     ("study.report",),
     ("study.sweep",),
@@ -92,7 +92,8 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "mlflow": ("tracking",),
     "sqlalchemy": ("tracking",),
     "filelock": ("tracking", "study.store"),
-    "hydra": ("study.sweep", "config", "composition", "app"),
+    "hydra": ("study.points", "study.proposals", "study.sweep", "config", "composition", "app"),
+    "optuna": ("study.proposals",),
     "omegaconf": ("study.sweep", "composition", "app"),
     "yaml": ("study.comparison", "composition"),
     "jinja2": ("study.report",),
@@ -100,6 +101,8 @@ OWNERS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 # Names under which libraries are installed; SQLAlchemy comes with MLflow, whose stores raise its errors.
+# Libraries of an extra, imported where they are asked for.
+OPTIONAL = {"optuna"}
 DISTRIBUTIONS = {
     "hydra": "hydra-core",
     "yaml": "pyyaml",
@@ -179,7 +182,13 @@ def test_every_library_is_a_declared_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {re.split(r"[<>=!~ ]", line)[0] for line in project["dependencies"]}
     wanted = {DISTRIBUTIONS.get(library, library) for library in OWNERS}
-    assert declared == wanted | {"torch", "numpy"}
+    assert declared == (wanted - OPTIONAL) | {"torch", "numpy"}
+    extras = {
+        re.split(r"[<>=!~ ]", line)[0]
+        for lines in project["optional-dependencies"].values()
+        for line in lines
+    }
+    assert extras >= OPTIONAL
 
 
 def test_numerical_code_knows_no_configuration_tracking_or_figures() -> None:

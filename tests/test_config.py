@@ -98,13 +98,15 @@ def test_memory() -> None:
 
 
 def test_every_file_of_conf_is_counted() -> None:
-    """A file that no test below composes would be noticed here; hydra/ holds the two logging files."""
+    """A file that no test below composes would be noticed here; hydra/ holds logging and the sweepers."""
     files = [path.relative_to(conf_folder()) for path in conf_folder().rglob("*.yaml")]
-    assert len(files) == 41
+    assert len(files) == 43
     assert len(OPTIONS) == 38
     assert {str(path) for path in files if path.parts[0] == "hydra"} == {
         "hydra/hydra_logging/cryosweep.yaml",
         "hydra/job_logging/cryosweep.yaml",
+        "hydra/sweeper/cryosweep.yaml",
+        "hydra/sweeper/optuna.yaml",
     }
     assert set(group_options([conf_folder()])) == {*SCHEMAS, "experiment"}
     assert set(default_options(conf_folder())) == set(SCHEMAS)

@@ -28,7 +28,8 @@ def test_wheel_holds_configuration_data_and_templates(wheel):
     configuration = {f"cryosweep/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")}
     assert len(configuration) > 20
     wanted = configuration | {
-        "cryosweep/py.typed", "cryosweep/data/ribosome70s_4v5a_ca.csv.gz",
+        "cryosweep/py.typed", "hydra_plugins/cryosweep_sweepers.py",
+        "cryosweep/data/ribosome70s_4v5a_ca.csv.gz",
         *(f"cryosweep/study/report.{name}" for name in ("html.j2", "css", "js")),
     }  # fmt: skip
     assert wanted <= names

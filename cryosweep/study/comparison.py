@@ -52,9 +52,12 @@ GAIN = "gain"
 TIED = "not_distinguishable_from_first"
 
 # Keys by which runs of one point differ that are replicates of it.
-REPLICATE_KEYS = ("seed", "data.half_set_seed", "data.simulation_seed", "data.group")
+REPLICATE_KEYS = ("seed", "data.half_set_seed", "data.resplit", "data.simulation_seed", "data.group")
 # Of these, those that bring in other particles.
 OTHER_PARTICLE_KEYS = ("simulation_seed", "group")
+
+# What stands in the place of a value where a point does not have the key at all.
+ABSENT = "–"
 
 # A map whose true resolution is coarser than its GSFSC by more than this factor is pointed out.
 PARTED = 1.25
@@ -228,6 +231,9 @@ class Run:
         question: what the study asks, from the comment of its experiment file; empty where there is none.
         code: digest of the numerical code that the run was made with; empty where it was not recorded.
         extent_shape: what the extents bound, `norm` or `per_axis`; empty where it is not known.
+        fingerprint: of everything that decides its results; empty where the job did not record it.
+        taken_from: the run folder that its results were taken over from, or empty.
+        options: the option chosen of each group; empty where the job did not record it.
     """
 
     folder: Path
@@ -252,6 +258,9 @@ class Run:
     question: str = ""
     code: str = ""
     extent_shape: str = ""
+    fingerprint: str = ""
+    taken_from: str = ""
+    options: Mapping[str, object] = field(default_factory=dict[str, object])
 
     @property
     def is_finished(self) -> bool:
@@ -296,9 +305,13 @@ class Run:
         size = np.linalg.norm(moved, axis=1) if self.extent_shape == "norm" else moved.max(axis=1)
         return size / extent
 
+    def config(self) -> dict[str, Any]:
+        """The whole configuration, read from `config.yaml`."""
+        return yaml.safe_load((self.folder / "config.yaml").read_text()) or {}
+
     def data(self) -> tuple[str, ...]:
         """What tells the data of one replicate from those of another: other particles, then half sets."""
-        config = yaml.safe_load((self.folder / "config.yaml").read_text()) or {}
+        config = self.config()
         particles = [str(config.get("data", {}).get(key)) for key in OTHER_PARTICLE_KEYS]
         half_sets = self.poses()["half_set"].to_numpy(dtype=np.int64)
         return (*particles, hashlib.sha256(half_sets.tobytes()).hexdigest())
@@ -312,7 +325,7 @@ class Replication:
         keys: swept keys by which the runs of one point differ.
         n: most replicates of a point; 1 where there are none.
         scope: for what intervals over them hold.
-        centre: the point that all others are compared with, in words: that of the first job.
+        centre: the point that all others are compared with, in words: that of the first job, or as chosen.
         centre_area: its FSC area, mean over its replicates.
         standings: every other point beside the centre.
         note: why runs that look like replicates are none, or empty.
@@ -451,6 +464,9 @@ def load_run(folder: Path) -> Run:
             question=str(record.get("question", "")),
             code=str(record.get("code", "")),
             extent_shape=str(_search_setting(folder, "extent_shape") or "") if finished else "",
+            fingerprint=str(record.get("fingerprint") or ""),
+            taken_from=str(record.get("taken_from") or ""),
+            options=dict(record.get("choices") or {}),
         )
     except KeyError as missing:
         raise ValueError(
@@ -490,15 +506,24 @@ def _job_order(record: Path) -> tuple[Path, int, str]:
     return folder.parent, int(folder.name) if folder.name.isdigit() else -1, folder.name
 
 
-def compare(runs: Sequence[Run]) -> Comparison:
+def compare(
+    runs: Sequence[Run], *, centre: Mapping[str, str] | None = None, notes: Sequence[str] = ()
+) -> Comparison:
     """Compare the runs of a study on one ruler.
+
+    Args:
+        runs: finished and others, in the order of their jobs.
+        centre: swept keys with the values, in words, of the point that all others are compared with; None
+            for that of the first finished run.
+        notes: what limits the comparison and cannot be seen from the runs.
 
     The bar for a difference between two single runs is 1.96 sqrt(2) times the largest SD that the formula for
     one run gives (spread of an FSC over the effective number of samples in the mask). It treats the runs as
     independent. Runs on the same particles are not, so it is usually too wide, and it is not a paired test.
 
     Raises:
-        ValueError: no run finished, two that did share a name, or they were scored under different masks.
+        ValueError: no run finished, two that did share a name, they were scored under different masks, or
+            `centre` is not one of the points.
     """
     finished = sorted((run for run in runs if run.is_finished), key=lambda run: -run.summary[SCORE])
     failed = tuple(run for run in runs if not run.is_finished)
@@ -512,8 +537,9 @@ def compare(runs: Sequence[Run]) -> Comparison:
     # the map that a mask is cut from belongs to its replicate, and differences are taken within one
     for replicate in _by(finished, replicate_keys).values():
         _check_one_ruler(replicate)
-    finished = _ordered(finished, choices)
-    replication = _replication(finished, choices, replicate_keys)
+    first = _find_centre([run for run in runs if run.is_finished], choices, centre or {})
+    finished = _ordered(finished, choices, replicate_keys, first)
+    replication = _replication(finished, choices, replicate_keys, first)
     noise = 1.96 * math.sqrt(2.0) * max(run.summary[SCORE_SD] for run in finished)
     if replication.n > 1:
         noise = _paired_noise(replication, noise)
@@ -545,7 +571,11 @@ def compare(runs: Sequence[Run]) -> Comparison:
             *_truth_gain_sentence(finished[0], swept, start),
         ),
         truth=_agreement(finished, swept, choices, start, noise),
-        warnings=(*([replication.note] if replication.note else []), *_warnings(finished, failed, full)),
+        warnings=(
+            *notes,
+            *([replication.note] if replication.note else []),
+            *_warnings(finished, failed, _is_complete(finished, choices), full),
+        ),
         replication=replication,
     )
 
@@ -560,7 +590,8 @@ def point_label(run: Run, swept: Sequence[str]) -> str:
     """The point of a run in words; the run's name where nothing was swept."""
     if not swept or not run.swept:
         return run.name
-    return ", ".join(f"{short_key(key, swept)} {show(run.swept.get(key))}" for key in swept)
+    there = [key for key in swept if run.swept.get(key) != ABSENT]
+    return ", ".join(f"{short_key(key, swept)} {show(run.swept.get(key))}" for key in there)
 
 
 def short_key(key: str, keys: Iterable[str]) -> str:
@@ -664,22 +695,73 @@ def _by(runs: Iterable[Run], keys: Sequence[str]) -> dict[str, list[Run]]:
     return found
 
 
-def _ordered(runs: Sequence[Run], choices: Sequence[str]) -> list[Run]:
+def _find_centre(finished: Sequence[Run], choices: Sequence[str], wanted: Mapping[str, str]) -> Run:
+    """A run of the point that all others are compared with."""
+    matching = [
+        run
+        for run in finished
+        if all(show(run.swept.get(key, ABSENT)) == value for key, value in wanted.items())
+    ]
+    points = list(_by(matching, choices))
+    if len(points) == 1 or (points and not wanted):
+        return matching[0]
+    told = ", ".join(f"{key}={value}" for key, value in wanted.items())
+    if points:
+        more = ", ".join(key for key in choices if key not in wanted)
+        raise ValueError(f"centre {told}: {len(points)} points have that; say which with a value of {more}")
+    keys = list(dict.fromkeys(key for run in finished for key in run.swept))
+    values = "; ".join(
+        f"{key}: {', '.join(value_order(show(run.swept.get(key)) for run in finished))}" for key in keys
+    )
+    raise ValueError(f"centre {told}: no point has that; the points have {values or 'no swept keys'}")
+
+
+def paired_means(
+    points: Mapping[str, Sequence[Run]], keys: Sequence[str], centre: str, score: str
+) -> dict[str, float]:
+    """Mean score of each point over its replicates, had all points the replicates of the centre.
+
+    What a replicate does to every score is taken out by the centre's score in the same replicate, so that a
+    point with one run can stand beside one with three. With equal replicates these are the plain means.
+    """
+    by_replicate = {point_label(run, keys) if keys else "": run.summary[score] for run in points[centre]}
+    level = float(np.mean(list(by_replicate.values())))
+    means: dict[str, float] = {}
+    for name, group in points.items():
+        shifts = [
+            run.summary[score] - by_replicate.get(point_label(run, keys) if keys else "", level)
+            for run in group
+        ]
+        means[name] = level + float(np.mean(shifts))
+    return means
+
+
+def _ordered(runs: Sequence[Run], choices: Sequence[str], keys: Sequence[str], centre: Run) -> list[Run]:
     """Points by rank sum of their mean FSC area and held-out likelihood, the replicates of one together.
 
     Where some runs have no likelihood, by FSC area alone; equal rank sums by likelihood.
     """
-    points = list(_by(runs, choices).values()) if choices else [[run] for run in runs]
-    area = np.array([np.mean([run.summary[SCORE] for run in point]) for point in points])
+    by_point = _by(runs, choices) if choices else {run.name: [run] for run in runs}
+    points = list(by_point.values())
+    name = point_label(centre, choices) if choices else centre.name
+
+    def means(score: str) -> np.ndarray:
+        if not choices:
+            return np.array([run.summary[score] for run in runs])
+        return np.array(list(paired_means(by_point, keys, name, score).values()))
+
+    area = means(SCORE)
     if not all(HELD_OUT in run.summary for run in runs):
         order = np.argsort(-area, kind="stable")
     else:
-        held_out = np.array([np.mean([run.summary[HELD_OUT] for run in point]) for point in points])
+        held_out = means(HELD_OUT)
         order = np.lexsort((-held_out, rank_sum([area.astype(np.float64), held_out.astype(np.float64)])))
     return [run for place in order for run in points[int(place)]]
 
 
-def _replication(runs: Sequence[Run], choices: Sequence[str], keys: tuple[str, ...]) -> Replication:
+def _replication(
+    runs: Sequence[Run], choices: Sequence[str], keys: tuple[str, ...], first: Run
+) -> Replication:
     """Pair the runs of each point with those of the centre, replicate by replicate."""
     replicates = _by(runs, keys)
     note, scope = "", Scope.ONE_RUN
@@ -706,7 +788,6 @@ def _replication(runs: Sequence[Run], choices: Sequence[str], keys: tuple[str, .
         }
         for name, group in points.items()
     }
-    first = min(runs, key=lambda run: (int(run.job) if run.job.isdigit() else math.inf, run.job))
     centre = next(name for name, group in _by(runs, choices).items() if first in group)
     standings = against_centre(settings, centre, scope=scope) if choices else ()
     areas = [scores.area for scores in settings[centre].values()]
@@ -781,7 +862,8 @@ def _effects(runs: Sequence[Run], swept: Sequence[str]) -> tuple[Effect, ...]:
     for score in (SCORE, TRUTH_SCORE):
         known = [run for run in runs if score in run.summary]
         for key in swept:
-            for value in value_order(show(run.swept.get(key)) for run in known):
+            values = {show(run.swept.get(key)) for run in known} - {ABSENT}
+            for value in value_order(values):
                 scores = [run.summary[score] for run in known if show(run.swept.get(key)) == value]
                 sd = float(np.std(scores, ddof=1)) if len(scores) > 1 else math.nan
                 effects.append(
@@ -790,6 +872,12 @@ def _effects(runs: Sequence[Run], swept: Sequence[str]) -> tuple[Effect, ...]:
                     )
                 )
     return tuple(effects)
+
+
+def _is_complete(runs: Sequence[Run], swept: Sequence[str]) -> bool:
+    """Whether every combination of the swept values finished, however often."""
+    points = {tuple(show(run.swept.get(key)) for key in swept) for run in runs}
+    return math.prod(len(set(values)) for values in zip(*points, strict=True)) == len(points)
 
 
 def _is_full_grid(runs: Sequence[Run], swept: Sequence[str]) -> bool:
@@ -830,10 +918,12 @@ def _replicated_headline(
     """The leader, and what replicates say of it; nobody is ranked within what they cannot tell apart."""
     points = _by(runs, choices)
     leader = next(iter(points))
-    areas = {name: float(np.mean([run.summary[SCORE] for run in group])) for name, group in points.items()}
+    areas = paired_means(points, replication.keys, replication.centre, SCORE)
     known = all(HELD_OUT in run.summary for run in runs)
     by = "by rank sum of FSC area and held-out likelihood" if known else "by FSC area"
-    first = f"First {by}: {leader} (mean FSC area {areas[leader]:.3f}, {len(points[leader])} replicates)."
+    n = len(points[leader])
+    runs_of_it = f"{n} replicates" if n > 1 else "one run"
+    first = f"First {by}: {leader} (mean FSC area {areas[leader]:.3f}, {runs_of_it})."
     if not choices:
         spread = float(np.std([run.summary[SCORE] for run in runs], ddof=1))
         return (f"One point in {len(runs)} replicates: mean FSC area {areas[leader]:.3f}, SD {spread:.4f}.",)
@@ -843,9 +933,7 @@ def _replicated_headline(
     picks: list[str] = []
     highest = max(areas, key=lambda name: areas[name])
     if known:
-        poses = {
-            name: float(np.mean([run.summary[HELD_OUT] for run in group])) for name, group in points.items()
-        }
+        poses = paired_means(points, replication.keys, replication.centre, HELD_OUT)
         best_poses = max(poses, key=lambda name: poses[name])
         if {highest, best_poses} != {leader}:
             picks = [f"FSC area alone would put {highest} first, the likelihood alone {best_poses}."]
@@ -1029,13 +1117,17 @@ def _parted_sentences(known: Sequence[Run], swept: Sequence[str], start: Mapping
     return sentences
 
 
-def _warnings(finished: Sequence[Run], failed: Sequence[Run], full: bool) -> tuple[str, ...]:
+def _warnings(finished: Sequence[Run], failed: Sequence[Run], complete: bool, full: bool) -> tuple[str, ...]:
     warnings: list[str] = []
     if failed:
         warnings.append(
             f"{len(failed)} of {len(failed) + len(finished)} runs did not finish and are left out."
         )
-    if not full:
+    if complete and not full:
+        warnings.append(
+            "Some points have more replicates than others; the mean over one value counts every run."
+        )
+    if not complete:
         warnings.append(
             "Not every combination of the swept values is there, so the mean over one value is partly an "
             "effect of the others."

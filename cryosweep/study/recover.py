@@ -57,7 +57,7 @@ def together(runs: Sequence[Run]) -> tuple[Run, ...]:
             keys.setdefault(key)
     kept: dict[tuple[str, ...], Run] = {}
     for run in runs:
-        known = {**settings.get(run.folder, {}), **run.swept}
+        known = {**settings.get(run.folder, {}), **run.options, **run.swept}
         swept = {key: known.get(key) for key in keys}
         point = tuple(map(show, swept.values())) if keys else (run.name,)
         if run.is_finished or point not in kept or not kept[point].is_finished:

@@ -28,13 +28,16 @@ _INDIFFERENT_COMPUTE = ("threads", "memory_budget")
 # Modules and folders of modules that only present, start or compare runs; all others count as numerical.
 _NOT_NUMERICAL = (
     "__main__.py", "app.py", "commands.py", "composition.py", "diagnostics.py", "file_commands",
-    "progress.py", "tracking.py", "study/comparison.py", "study/figures.py", "study/meshes.py",
-    "study/pictures.py", "study/recover.py", "study/report.py", "study/resume.py", "study/statistics.py",
-    "study/store.py", "study/sweep.py", "study/tables.py", "study/truth.py",
+    "progress.py", "tracking.py", "study/comparison.py", "study/figures.py", "study/gather.py",
+    "study/meshes.py", "study/pictures.py", "study/points.py", "study/proposals.py", "study/recover.py",
+    "study/replicates.py", "study/report.py", "study/resume.py", "study/statistics.py", "study/store.py",
+    "study/sweep.py", "study/tables.py", "study/truth.py",
 )  # fmt: skip
 # What belongs to the job and not to the result: they stay those of the run that takes over.
 _OWN_FILES = (RUN_FILE, "config.yaml", "cryosweep.log", "metrics.jsonl")
-_OWN_FIELDS = ("name", "study", "job", "status", "swept", "command", "question", "mlflow_run_id")
+_OWN_FIELDS = (
+    "name", "study", "job", "status", "swept", "choices", "command", "question", "mlflow_run_id",
+)  # fmt: skip
 
 
 @cache

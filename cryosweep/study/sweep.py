@@ -11,20 +11,20 @@ import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 
+from cryosweep.study import proposals
+from cryosweep.study.points import expand, lists_points, read_axes
 from cryosweep.tracking import MLflowTracker, Status, TrackingError, prepare_store, store_uri
+
+if TYPE_CHECKING:
+    from cryosweep.study.comparison import Comparison
 
 log = logging.getLogger(__name__)
 
@@ -38,49 +38,6 @@ PAGE_FILE = "report.html"
 PARENT_RUN = "CRYOSWEEP_PARENT_RUN"
 EXPERIMENT = "CRYOSWEEP_EXPERIMENT_ID"
 SWEPT_KEYS = "CRYOSWEEP_SWEPT"
-
-
-@dataclass(frozen=True)
-class Expansion:
-    """What a sweep consists of.
-
-    Attributes:
-        swept: number of values of each swept key, in the order given.
-        points: the overrides of each job, one value each.
-    """
-
-    swept: dict[str, int]
-    points: tuple[tuple[str, ...], ...]
-
-    def __str__(self) -> str:
-        return " x ".join(f"{key} ({count} values)" for key, count in self.swept.items()) or "nothing swept"
-
-
-def expand(overrides: Sequence[str], params: Mapping[str, object]) -> Expansion:
-    """The points that Hydra's basic sweeper makes of `hydra.sweeper.params` and the overrides of the task.
-
-    As there, a later value of a key takes the place of an earlier one, so an override on the command line
-    replaces the sweep of an experiment file. Of a continuous interval, which only other sweepers know, the
-    start stands for the whole.
-    """
-    loader = GlobalHydra.instance().config_loader() if GlobalHydra.instance().is_initialized() else None
-    parser = OverridesParser.create(config_loader=loader)
-    lines = [f"{key}={value}" for key, value in params.items()] + list(overrides)
-    choices: dict[str, list[str]] = {}
-    swept: dict[str, int] = {}
-    for override in parser.parse_overrides(lines):
-        key = override.get_key_element()
-        value = override.value()
-        swept.pop(override.key_or_group, None)
-        if not override.is_sweep_override():
-            choices[key] = [override.input_line or ""]
-        elif isinstance(value, IntervalSweep):
-            choices[key] = [f"{key}={value.start}"]
-            swept[override.key_or_group] = 1
-        else:
-            choices[key] = [f"{key}={element}" for element in override.sweep_string_iterator()]
-            swept[override.key_or_group] = len(choices[key])
-    return Expansion(swept, tuple(product(*choices.values())))
 
 
 class SweepCallback(Callback):
@@ -111,16 +68,22 @@ class SweepCallback(Callback):
 
 def _open_sweep(config: DictConfig) -> None:
     folder = Path(config.hydra.sweep.dir).absolute()
-    overrides: list[str] = list(config.hydra.overrides.task)
-    params: Any = OmegaConf.select(config, "hydra.sweeper.params") or {}
-    expansion = expand(overrides, params)
-    basic = str(config.hydra.sweeper._target_).endswith(".BasicSweeper")
+    sweeper: Any = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
+    listing = lists_points(sweeper)
+    overrides = list(config.hydra.overrides.task)
+    if proposals.proposes(sweeper):
+        expansion = proposals.expand_space(*proposals.read_search(sweeper, overrides))
+    else:
+        expansion = expand(read_axes(sweeper, overrides), intervals=not listing)
     book: dict[str, object] = {
         "study": str(config.study),
         "status": "RUNNING",
         "started": _now(),
         "swept": list(expansion.swept),
-        "jobs_expected": len(expansion.points) if basic else None,
+        "with_sweeps": sweeper.get("with_sweeps") or [],
+        "centre": sweeper.get("centre") or {},
+        "rungs": sweeper.get("rungs") or [],
+        "jobs_expected": len(expansion.points) if listing else None,
         "tracking_uri": None,
         "experiment_id": None,
         "parent_run_id": None,
@@ -198,17 +161,49 @@ def close_sweep(folder: Path, *, interrupted: bool = False) -> dict[str, Any]:
     return book
 
 
-def write_comparison(folder: Path, page: Path | None = None) -> str:
+def write_comparison(
+    folder: Path,
+    page: Path | None = None,
+    *,
+    earlier: Sequence[Path] | None = None,
+    centre: Mapping[str, str] | None = None,
+) -> str:
     """Compare the runs of a sweep: the table, and the page, and what lies beside it (`page`, or in `folder`).
+
+    Args:
+        folder: the sweep folder.
+        page: the page to write.
+        earlier: sweeps of the study that are compared together with it, first the one whose first job is the
+            centre; None for those that the sweep was started with.
+        centre: swept keys and values, in words, of another centre; None for that of the sweep's settings.
 
     Raises:
         ValueError: no run finished, or the runs cannot be compared.
     """
-    from cryosweep.study.comparison import compare, load_runs
     from cryosweep.study.report import write_report
 
-    written = write_report(compare(load_runs([folder])), page or folder / PAGE_FILE)
+    written = write_report(comparison_of(folder, earlier=earlier, centre=centre), page or folder / PAGE_FILE)
     return written.text.read_text(encoding="utf-8").removesuffix("\n")
+
+
+def comparison_of(
+    folder: Path, *, earlier: Sequence[Path] | None = None, centre: Mapping[str, str] | None = None
+) -> Comparison:
+    """What the runs of a sweep and of earlier ones say; arguments and errors as for `write_comparison`."""
+    from cryosweep.study.comparison import compare, show
+    from cryosweep.study.gather import gather
+
+    book = read_sweep(folder)
+    before = [Path(name) for name in book.get("with_sweeps") or []] if earlier is None else earlier
+    if centre is None:
+        centre = {key: show(value) for key, value in (book.get("centre") or {}).items()}
+    folders = dict.fromkeys(path.absolute() for path in (*before, folder))
+    books = {path: read_sweep(path) for path in folders}
+    runs, notes = gather(
+        {path: each["swept"] for path, each in books.items()},
+        {path: each.get("rungs") or [] for path, each in books.items()},
+    )
+    return compare(runs, centre=centre, notes=notes)
 
 
 def log_comparison(folder: Path, page: Path) -> None:
@@ -226,8 +221,10 @@ def log_comparison(folder: Path, page: Path) -> None:
         return
     parent = _parent(book)
     beside = (page.with_suffix(suffix) for suffix in SUFFIXES)
-    for path in (page, *(path for path in beside if path.is_file())):
-        parent.artifact(path)
+    trials = folder / proposals.TRIALS_FILE
+    for path in (page, trials, *beside):
+        if path.is_file():
+            parent.artifact(path)
     note = page.with_suffix(".md")
     if note.is_file():
         parent.describe(note.read_text(encoding="utf-8"))
@@ -256,6 +253,21 @@ def resolve_sweep(name: str, output_dir: Path) -> Path:
         f"{name}: neither a sweep folder, nor the id of a parent run, nor a study with a sweep in "
         f"{output_dir} (studies there: {studies}); give a folder with {SWEEP_FILE}, or --output-dir"
     )
+
+
+def sweeps_of(study: str, output_dir: Path) -> list[Path]:
+    """The folders of all sweeps of a study that have jobs, oldest first.
+
+    Raises:
+        ValueError: there is none.
+    """
+    books = sorted((output_dir / study).glob(f"*/{SWEEP_FILE}"), key=lambda path: path.stat().st_mtime)
+    found = [path.parent for path in books if job_folders(path.parent)]
+    if not found:
+        raise ValueError(
+            f"{output_dir / study}: holds no sweep with jobs; give the name of a study, or --output-dir"
+        )
+    return sorted(found, key=lambda path: str(read_sweep(path).get("started", "")))
 
 
 def read_sweep(folder: Path) -> dict[str, Any]:

@@ -63,9 +63,10 @@ def _add_compare(commands: Commands) -> None:
 
 def compare(arguments: argparse.Namespace) -> int:
     """Print the comparison of a sweep, write its page and log both to the parent run."""
-    from cryosweep.study.sweep import PAGE_FILE, log_comparison, resolve_sweep, write_comparison
+    from cryosweep.study.sweep import PAGE_FILE, log_comparison, resolve_sweep, settle, write_comparison
 
     folder = resolve_sweep(arguments.sweep, arguments.output_dir)
+    settle(folder.parent)
     page: Path = arguments.output or folder / PAGE_FILE
     say(write_comparison(folder, page))
     say(f"\npage: {page}\ntable: {page.with_suffix('.csv')}")

@@ -78,7 +78,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "plotly": ("study.report",),
     "mlflow": ("tracking",),
     "sqlalchemy": ("tracking",),
-    "filelock": ("tracking", "study.store"),
+    "filelock": ("tracking", "study.store", "study.sweep"),
     "hydra": ("study.sweep", "config", "composition", "app"),
     "omegaconf": ("study.sweep", "composition", "app"),
     "yaml": ("study.comparison", "composition"),

@@ -103,15 +103,13 @@ def refined(
 
 
 def _result(told: dict[str, Any]) -> Refinement:
-    return Refinement(
-        **told
-        | {
-            "records": tuple(IterationRecord(**record) for record in told["records"]),
-            "stop": Stop[told["stop"]],
-            "audit": None if told["audit"] is None else Audit(**told["audit"]),
-            "inspection": Inspection(**told["inspection"]),
-        }
-    )
+    parts: dict[str, Any] = {
+        "records": tuple(IterationRecord(**record) for record in told["records"]),
+        "stop": Stop[told["stop"]],
+        "audit": None if told["audit"] is None else Audit(**told["audit"]),
+        "inspection": Inspection(**told["inspection"]),
+    }
+    return Refinement(**{**told, **parts})
 
 
 def _read_state(path: Path) -> RefinementState | None:
@@ -120,8 +118,8 @@ def _read_state(path: Path) -> RefinementState | None:
         return None
     try:
         told = _load(path)
-        records = tuple(IterationRecord(**record) for record in told["records"])
-        return RefinementState(**told | {"records": records})
+        told["records"] = tuple(IterationRecord(**record) for record in told["records"])
+        return RefinementState(**told)
     except (
         OSError,
         RuntimeError,

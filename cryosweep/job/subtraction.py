@@ -34,7 +34,7 @@ from cryosweep.subtraction import Rest, rest_of, share_left, share_removed, subt
 class Images:
     """What is refined: particles whose images lack the rest, and half-maps of them at the starting poses.
 
-    `shadow` is the share of the removed density that is still in those maps; `key` tells all this from others.
+    `shadow` is the share of the removed density that is still in those maps; `key` names all this.
     """
 
     particles: Particles

@@ -33,7 +33,7 @@ _NOT_NUMERICAL = (
 )  # fmt: skip
 # What belongs to the job and not to the result: they stay those of the run that takes over.
 _OWN_FILES = (RUN_FILE, "config.yaml", "cryosweep.log", "metrics.jsonl")
-_OWN_FIELDS = ("name", "study", "job", "status", "swept", "command", "mlflow_run_id")
+_OWN_FIELDS = ("name", "study", "job", "status", "swept", "command", "mlflow_run_id", "tracking_uri")
 
 
 @cache

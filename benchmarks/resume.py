@@ -141,7 +141,7 @@ def main() -> None:
             time.sleep(1.1)  # folders are named by the second
         process = started(swept, killed)
         killed_cpu += reap(process)
-        log = (killed / "log.txt").read_text()
+        logs = [path.read_text() for path in killed.glob("resume/*/*/cryosweep.log")]
         whole = root / "whole"
         process = started(swept, whole)
         whole_cpu = reap(process)
@@ -150,7 +150,7 @@ def main() -> None:
             json.loads(path.read_text())["status"] for path in sorted(killed.glob("resume/*/sweep.json"))
         ]
         complete = len(summaries(killed)) == len(summaries(whole)) == len(jobs)
-        resumed = log.count("goes on after iteration")
+        resumed = sum("goes on after iteration" in text for text in logs)
         alone: list[float] = []
         every = max(1, len(jobs) // max(given.isolated, 1))
         for number, (dilation, padding, seed) in enumerate(jobs[::every][: given.isolated]):

@@ -25,7 +25,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "action",
         choices=["ls", "gc"],
-        help="gc deletes what killed jobs left half made and results of stages that changed since",
+        help="gc deletes what killed jobs left half made, checkpoints too, and results of changed stages",
     )
     parser.add_argument(
         "--unused-for",

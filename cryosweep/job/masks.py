@@ -45,7 +45,7 @@ def mask_base(
 ) -> Tensor | None:
     """(d, d, d) the map that masks are cut from, or None where both masks are files.
 
-    Regions are kept in `store`: finding them takes long. Smoothing alone is as quick as reading.
+    Regions are kept in `store`: finding them takes long. Smoothing alone costs little more than reading.
 
     Raises:
         ValueError: the configuration names a domain or regions that there are not.
@@ -159,7 +159,7 @@ def cut_mask(
 ) -> Tensor:  # fmt: skip
     """(d, d, d) a soft mask of `base` as `group` of the configuration describes it.
 
-    Kept in `store`: cutting a mask costs eight times as much as reading it.
+    Kept in `store`: cutting a mask costs about five times as much as reading it.
 
     Raises:
         ValueError: no such mask can be cut, under the name of the group.

@@ -11,7 +11,7 @@ import torch
 
 from cryosweep.consensus import DynamicMask, dynamic_mask
 from cryosweep.job import refined as stage
-from cryosweep.refinement import IterationRecord, RefinementSettings, RefinementState, refine
+from cryosweep.refinement import IterationRecord, PreparedImages, RefinementSettings, RefinementState, refine
 from cryosweep.study.store import Store
 from tests.test_refinement import CPU, DOMAIN_CENTRE, PIXEL, make_scene
 
@@ -64,6 +64,25 @@ def test_continued_from_any_iteration_it_ends_alike(scene: Any, kind: str) -> No
         assert [record.iteration for record in told] == list(
             range(state.iteration + 1, len(whole.records) + 1)
         )
+
+
+def test_shared_images_change_nothing(scene: Any) -> None:
+    kept: dict[tuple[int, ...], PreparedImages] = {}
+    settings = replace(SETTINGS, max_iterations=1)
+
+    def share(key: tuple[int, ...], prepare: Callable[[], PreparedImages]) -> PreparedImages:
+        if key not in kept:
+            kept[key] = prepare()
+        return kept[key]
+
+    whole = local(scene, settings)
+    assert same(local(scene, settings, share=share), whole)
+    assert len(kept) == 1
+    assert same(local(scene, settings, share=share), whole)
+    assert len(kept) == 1
+    # another crop is another key
+    local(scene, replace(settings, shift_extent=16.0), share=share)
+    assert len(kept) == 2
 
 
 def test_a_state_matters(scene: Any) -> None:

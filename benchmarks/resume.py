@@ -8,7 +8,8 @@ by joblib. The study is killed with SIGKILL, all its processes at once, each tim
 jobs is finished and one more has a checkpoint. Printed: the largest difference of any number of any summary,
 but for times, between the two studies; CPU seconds of all processes, those that were killed included; and
 what the jobs would cost one by one, each in a process and a store of its own: measured on a few of them,
-spread over the points, and multiplied. The last line is one JSON object.
+spread over the points, and multiplied. Those are not tracked, which the study is: an MLflow store for each
+would only flatter the study. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -155,7 +156,7 @@ def main() -> None:
         every = max(1, len(jobs) // max(given.isolated, 1))
         for number, (dilation, padding, seed) in enumerate(jobs[::every][: given.isolated]):
             point = [f"mask.dilation_radius={dilation}", f"mask.soft_padding_width={padding}", f"seed={seed}"]
-            process = started([*base, *point], root / f"alone_{number}")
+            process = started([*base, *point, "tracking.enabled=false"], root / f"alone_{number}")
             alone.append(reap(process))
             print(f"isolated job {' '.join(point)}: {alone[-1]:.1f} CPU s", flush=True)
     isolated = len(jobs) * sum(alone) / len(alone) if alone else math.nan

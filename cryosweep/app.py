@@ -364,6 +364,16 @@ def run_one(composed: DictConfig) -> dict[str, float] | None:
     other points of the sweep go on.
     """
     from hydra.core.hydra_config import HydraConfig
+
+    from cryosweep.study.sweep import alive
+
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    with alive(folder):
+        return _run_in(folder, composed)
+
+
+def _run_in(folder: Path, composed: DictConfig) -> dict[str, float] | None:
+    from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
     from cryosweep import job
@@ -373,7 +383,6 @@ def run_one(composed: DictConfig) -> dict[str, float] | None:
     from cryosweep.tracking import run_name
 
     hydra_config = HydraConfig.get()
-    folder = Path(hydra_config.runtime.output_dir)
     in_sweep = str(hydra_config.mode).endswith("MULTIRUN")
     number = hydra_config.job.num if in_sweep else None
     choices = {group: option for group, option in hydra_config.runtime.choices.items() if "/" not in group}
@@ -522,7 +531,7 @@ def _start_tracker(
         tracker.start(ordered_params(plain, swept), tags)
         if isinstance(tracker, MLflowTracker):
             # From now on the process that started the sweep can end this run if the job is killed.
-            record_run(folder, mlflow_run_id=tracker.run_id)
+            record_run(folder, mlflow_run_id=tracker.run_id, tracking_uri=tracker.uri)
     return TrackerGroup(trackers)
 
 

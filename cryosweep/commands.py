@@ -165,7 +165,14 @@ def compare(arguments: argparse.Namespace) -> int:
     Raises:
         ValueError: a name leads to no sweep, or the sweeps cannot be compared.
     """
-    from cryosweep.study.sweep import PAGE_FILE, log_comparison, resolve_sweep, sweeps_of, write_comparison
+    from cryosweep.study.sweep import (
+        PAGE_FILE,
+        log_comparison,
+        resolve_sweep,
+        settle,
+        sweeps_of,
+        write_comparison,
+    )
 
     if arguments.from_mlflow is not None:
         return _compare_stored(arguments)
@@ -178,6 +185,8 @@ def compare(arguments: argparse.Namespace) -> int:
         folders = sweeps_of(arguments.sweep[0], arguments.output_dir)
     else:
         folders = [resolve_sweep(name, arguments.output_dir) for name in arguments.sweep]
+    for study in {each.parent for each in folders}:
+        settle(study)
     together = arguments.all or arguments.alone or len(folders) > 1
     folder, earlier = folders[-1], folders[:-1] if together else None
     page: Path = arguments.output or folder / PAGE_FILE

@@ -295,6 +295,31 @@ class Refinement:
 
 
 @dataclass(frozen=True)
+class RefinementState:
+    """Where a refinement stands between two iterations: everything that the next one needs.
+
+    Attributes:
+        iteration: the last complete one.
+        band: shell, on the crop, up to which the next one searches.
+        rotations: (n, 3, 3) float32 poses.
+        shifts_px: (n, 2) float32, of the mask centre's projection.
+        volumes: (2, m, m, m) the next references of both half-sets, under the mask.
+        mask: (crop, crop, crop) mask of the next iterations.
+        records: of the iterations so far.
+        scale: (n,) float64 of the particles, if they are estimated.
+    """
+
+    iteration: int
+    band: int
+    rotations: Tensor
+    shifts_px: Tensor
+    volumes: Tensor
+    mask: Tensor
+    records: tuple[IterationRecord, ...]
+    scale: Tensor | None
+
+
+@dataclass(frozen=True)
 class _Domain:
     """Where the mask lies and how it is cropped: px, map frame, relative to the box centre."""
 
@@ -311,7 +336,7 @@ class _Domain:
 
 
 @dataclass(frozen=True)
-class _PreparedImages:
+class PreparedImages:
     """Cropped, CTF-multiplied images as samples, and the noise of each half-set and optics group.
 
     Attributes:
@@ -378,6 +403,9 @@ def refine(
     advance: Callable[[int], None] | None = None,
     on_iteration: Callable[[IterationRecord], None] | None = None,
     remask: Callable[[HalfMaps, float], Tensor | None] | None = None,
+    resume: RefinementState | None = None,
+    on_state: Callable[[RefinementState], None] | None = None,
+    share: Callable[[tuple[int, ...], Callable[[], PreparedImages]], PreparedImages] | None = None,
 ) -> Refinement:
     """Refine the poses of one domain.
 
@@ -394,6 +422,11 @@ def refine(
         remask: called after each iteration with its unfiltered half-maps, on the cropped grid, and the
             resolution (Å) that they reach; what it returns, on that grid, is the mask from then on; None
             keeps the last. Crop and search grids stay those of `mask`.
+        resume: go on from here instead of from `start`; all other arguments as they were then. The result is
+            that of a refinement which was not interrupted, bit for bit; with scales, to rounding.
+        on_state: called after each iteration that another one follows.
+        share: returns the prepared images of an earlier refinement of the same particles at the same poses
+            with the same key, or has them made by the function it is given.
     """
     pixel_size = particles.pixel_size
     compiled = settings.compile and can_compile(device)
@@ -407,7 +440,14 @@ def refine(
         limit = half_plane(n, dtype=torch.float32, device=device).max_shell
         last_shell = _shell_of(settings.max_resolution, n, pixel_size, limit)
         limit = min(limit, last_shell + GROWTH_SHELLS)
-        prepared = _prepare(particles, start_shift_px, n, limit, device, memory_budget, scratch, advance)
+
+        def prepare() -> PreparedImages:
+            return _prepare(particles, start_shift_px, n, limit, device, memory_budget, scratch, advance)
+
+        # scales change the prepared images, so these are not for others
+        prepared = (
+            prepare() if share is None or settings.scale else share((*domain.centre, n, limit), prepare)
+        )
         plane = prepared.plane
         space = SearchSpace(
             rotation_extent=space_rotation,
@@ -427,16 +467,30 @@ def refine(
         curvature = begin.shifts_px.new_zeros(len(particles), 5, 5)
         half_sets = [(particles.half_sets == half).nonzero().squeeze(-1) for half in (0, 1)]
         grid = _working_grid(domain, band, limit)
-        volumes = _first_volumes(start, mask, settings.initial_lowpass, domain, grid)
+        volumes = [
+            volume * grid.mask
+            for volume in _first_volumes(start, mask, settings.initial_lowpass, domain, grid)
+        ]
         searched: _Searched | None = None
         sums: tuple[FourierSums, FourierSums] | None = None
         log_posterior = begin.shifts_px.new_zeros(len(particles))
         scale = torch.ones(len(particles), dtype=torch.float64) if settings.scale else None
         records: list[IterationRecord] = []
         stop = Stop.ITERATION_LIMIT
-        for iteration in range(1, settings.max_iterations + 1):
+        if resume is not None:
+            band, records = resume.band, list(resume.records)
+            poses = Poses(resume.rotations.to(device), resume.shifts_px.to(device))
+            anchor = poses if settings.recentre else begin
+            volumes = list(resume.volumes.to(device).unbind())
+            domain = replace(domain, mask=resume.mask.to(device))
+            if resume.scale is not None:
+                scale = resume.scale
+                _multiply(prepared, scale, half_sets)
+            if advance is not None:
+                advance(len(records) * len(particles))
+        for iteration in range(len(records) + 1, settings.max_iterations + 1):
             began = time.monotonic()
-            references = [make_reference(volume * grid.mask, max_shell=band) for volume in volumes]
+            references = [make_reference(volume, max_shell=band) for volume in volumes]
             coarse = [
                 _coarse_shell(prepared, half_set, reference, poses, least_coarse, band)
                 for half_set, reference in zip(half_sets, references, strict=True)
@@ -506,9 +560,21 @@ def refine(
                 if made is not None:
                     grid = replace(grid, mask=made)
                     domain = replace(domain, mask=resample_cube(made, n).clamp(0.0, 1.0))
-            volumes = _next_volumes(sums, steering, band, voxel, regularisation=settings.regularisation)
+            volumes = [
+                volume * grid.mask
+                for volume in _next_volumes(
+                    sums, steering, band, voxel, regularisation=settings.regularisation
+                )
+            ]
             if settings.recentre:
                 anchor = poses
+            if on_state is not None and iteration < settings.max_iterations:
+                on_state(
+                    RefinementState(
+                        iteration, band, poses.rotations, poses.shifts_px, torch.stack(volumes),
+                        domain.mask, tuple(records), scale,
+                    )
+                )  # fmt: skip
         covariance = posterior_covariance(curvature, poses, space)
         audit = None
         if settings.audit > 0 and searched is not None:
@@ -603,7 +669,7 @@ def _allocate(
 def _prepare(
     particles: Particles, centre_px: Tensor, crop: int, max_shell: int, device: torch.device, budget: float,
     scratch: str, advance: Callable[[int], None] | None,
-) -> _PreparedImages:  # fmt: skip
+) -> PreparedImages:  # fmt: skip
     """Move each image's projected mask centre to the origin, multiply by the CTF, crop, keep as samples."""
     box, count = particles.box_size, len(particles)
     plane = half_plane(crop, max_shell=max_shell, dtype=torch.float32, device=device)
@@ -632,7 +698,7 @@ def _prepare(
         if advance is not None:
             advance(len(rows))
     noise = _noise(power, torch.bincount(noise_of, minlength=2 * groups), plane)
-    return _PreparedImages(plane, images, weights, noise, noise_of)
+    return PreparedImages(plane, images, weights, noise, noise_of)
 
 
 def _crop_samples(spectrum: Tensor, box: int, plane: HalfPlane) -> Tensor:
@@ -672,7 +738,7 @@ def _noise(power: Tensor, images: Tensor, plane: HalfPlane) -> Tensor:
     return noise
 
 
-def _whiten(prepared: _PreparedImages, rows: Tensor, samples: Tensor) -> Tensor:
+def _whiten(prepared: PreparedImages, rows: Tensor, samples: Tensor) -> Tensor:
     """Prepared images or weights of some particles, divided by the noise variance.
 
     The first shell is left out: it carries grey-scale offsets of the crop.
@@ -682,14 +748,14 @@ def _whiten(prepared: _PreparedImages, rows: Tensor, samples: Tensor) -> Tensor:
     return samples[rows.to(samples.device)].to(inverse.device) * inverse
 
 
-def _inverse_noise(prepared: _PreparedImages, rows: Tensor) -> Tensor:
+def _inverse_noise(prepared: PreparedImages, rows: Tensor) -> Tensor:
     """(b, K) inverse noise variance of the samples of some particles."""
     noise = prepared.noise[prepared.noise_of[rows].to(prepared.noise.device)]
     return (1.0 / noise)[:, prepared.plane.shell]
 
 
 def _rescale(
-    prepared: _PreparedImages, half_sets: Sequence[Tensor], references: Sequence[Reference], poses: Poses,
+    prepared: PreparedImages, half_sets: Sequence[Tensor], references: Sequence[Reference], poses: Poses,
     scale: Tensor, band: int,
 ) -> Tensor:  # fmt: skip
     """Scale of each particle at `poses`; prepared images and weights, which hold `scale`, take it over."""
@@ -707,16 +773,21 @@ def _rescale(
         cross[rows], energy[rows] = terms[0].cpu() / scale[rows], terms[1].cpu() / scale[rows].square()
         half_of[rows] = half
     found = particle_scale(cross, energy, half_of)
-    change = (found / scale).to(prepared.weights)[:, None]
-    for _, rows in _half_chunks(half_sets):
-        rows = rows.to(change.device)
-        prepared.images[rows] *= change[rows]
-        prepared.weights[rows] *= change[rows].square()
+    _multiply(prepared, found / scale, half_sets)
     return found
 
 
+def _multiply(prepared: PreparedImages, scale: Tensor, half_sets: Sequence[Tensor]) -> None:
+    """Multiply the CTFs in prepared images and weights by (n,) factors, in place."""
+    factor = scale.to(prepared.weights)[:, None]
+    for _, rows in _half_chunks(half_sets):
+        rows = rows.to(factor.device)
+        prepared.images[rows] *= factor[rows]
+        prepared.weights[rows] *= factor[rows].square()
+
+
 def _audit(
-    prepared: _PreparedImages, half_sets: Tensor, searched: _Searched, found: SearchResult,
+    prepared: PreparedImages, half_sets: Tensor, searched: _Searched, found: SearchResult,
     space: SearchSpace, settings: RefinementSettings,
 ) -> Audit:  # fmt: skip
     """Search a random share of the particles exhaustively, with what their poses were `found` with."""
@@ -738,7 +809,7 @@ def _audit(
 
 
 def _inspect(
-    prepared: _PreparedImages, half_sets: Sequence[Tensor], searched: _Searched,
+    prepared: PreparedImages, half_sets: Sequence[Tensor], searched: _Searched,
     sums: tuple[FourierSums, FourierSums], poses: Poses, *, pixel_size: float, seed: int,
 ) -> Inspection:  # fmt: skip
     """Noise before and after, expected accuracy, precision of directions: one slice a particle."""
@@ -819,7 +890,7 @@ def _whole_shells(curve: Tensor, grid: _Grid) -> Tensor:
 
 
 def _coarse_shell(
-    prepared: _PreparedImages, half_set: Tensor, reference: Reference, poses: Poses, least: int, band: int
+    prepared: PreparedImages, half_set: Tensor, reference: Reference, poses: Poses, least: int, band: int
 ) -> int:
     """Band of a half-set's grid search: as fine as its images of this domain need to tell poses apart."""
     rows, plane = half_set[:INFORMED], prepared.plane.up_to(band)
@@ -861,7 +932,7 @@ def _insertions(poses: Poses, draws: _Draws | None, rows: Tensor) -> Iterator[tu
 
 
 def _insert_all(
-    prepared: _PreparedImages, half_sets: Sequence[Tensor], poses: Poses, draws: _Draws | None, grid: _Grid
+    prepared: PreparedImages, half_sets: Sequence[Tensor], poses: Poses, draws: _Draws | None, grid: _Grid
 ) -> tuple[FourierSums, FourierSums]:  # fmt: skip
     """Sums of both half-sets at `poses`, or at draws where there are any, on the working grid."""
     plane = prepared.plane.up_to(grid.last_shell)

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from cryosweep.composition import ConfigFaults, make_plan
+from cryosweep.io import particles as particle_files
 from cryosweep.io.particles import read_particles, write_particles
 from cryosweep.job.data import Data, load_data
+from cryosweep.job.memory import MEMORY
 from cryosweep.progress import make_progress
 from cryosweep.study.store import Store
 
@@ -36,6 +38,33 @@ def test_half_sets_change_only_when_asked(store: Store) -> None:
     assert drawn[1].particles.notes[-1] == "the half sets were drawn anew (data.half_set_seed=1)."
     # the starting maps of one split are not those of another
     assert len({each.key for each in (first, *drawn)}) == 3
+
+
+def test_one_process_reads_the_images_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded(store, "seed=0")
+    MEMORY.clear()
+    opened: list[Path] = []
+
+    def read(path: Path) -> object:
+        opened.append(path)
+        return open_stack(path)
+
+    open_stack = particle_files._open_stack  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(particle_files, "_open_stack", read)
+    every = torch.arange(60)
+    first = loaded(store, "seed=0").particles.images(every)
+    once = len(opened)
+    assert once > 0
+    # whatever split or share of them another job takes
+    for overrides in (["seed=1", "data.resplit=true"], ["data.groups=2", "data.group=1"]):
+        particles = loaded(store, *overrides).particles
+        rows = particles.index_in_stack
+        assert torch.equal(particles.images(torch.arange(len(particles))), first[rows])
+    assert len(opened) == once
+    # images beyond the budget stay on the disk
+    MEMORY.clear()
+    assert torch.equal(loaded(store, "compute.memory_budget=1MB").particles.images(every), first)
+    assert MEMORY.size < 500_000
 
 
 def test_another_split_is_one_of_the_same_subset(store: Store) -> None:

@@ -1,5 +1,6 @@
 """A sweep that was killed and typed again ends with the numbers of one that was not."""
 
+import contextlib
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from cryosweep import app
 from cryosweep.study import resume, sweep
@@ -171,3 +173,129 @@ def test_killed_in_the_middle_and_typed_again_it_ends_with_the_same_numbers(tmp_
     from cryosweep.io.particles import read_particles
 
     assert len(read_particles(resumed / "0" / "particles.star")) == 40
+
+
+LAUNCHED = (
+    *TINY[:1], "data.particles=80", *TINY[2:7], "refinement.max_iterations=6", "scoring.band_low=60",
+    "scoring.jackknife=0", "mask.dilation_radius=0,7,14",
+)  # fmt: skip
+
+
+def begun(folder: Path, *more: str) -> subprocess.Popen[bytes]:
+    """A sweep in a session of its own: all its processes can be killed at once."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    folder.mkdir(exist_ok=True)
+    with (folder / "log.txt").open("a") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "cryosweep", "run", "-m", *LAUNCHED, *more], cwd=folder, env=environment,
+            stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+
+
+def numbers(sweep_folder: Path) -> dict[str, dict[str, float]]:
+    """The summary of each job without times."""
+    return {
+        path.parent.name: {k: v for k, v in json.loads(path.read_text()).items() if k not in TIMES}
+        for path in sorted(sweep_folder.glob("*/summary.json"))
+    }
+
+
+def written_since(earlier: dict[Path, int], out: Path) -> bool:
+    """Whether there is a checkpoint that was not there, or is newer than it was."""
+    for path in out.glob("stages/refinement/*/checkpoint.pt"):
+        with contextlib.suppress(FileNotFoundError):  # its refinement has just ended
+            if earlier.get(path) != path.stat().st_mtime_ns:
+                return True
+    return False
+
+
+@pytest.mark.slow
+def test_killed_twice_under_joblib_it_goes_on_from_its_iterations(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs cryosweep[parallel]")
+    killed, out = tmp_path / "killed", tmp_path / "killed" / "cryosweep_out"
+    launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    for least in (0, 1):
+        earlier = {path: path.stat().st_mtime_ns for path in out.glob("stages/refinement/*/checkpoint.pt")}
+        process = begun(killed, *launcher)
+        for _ in range(15000):
+            finished = [path for path in out.glob("tiny/*/*/run.json") if state(path) == "FINISHED"]
+            if process.poll() is not None or (len(finished) >= least and written_since(earlier, out)):
+                break
+            time.sleep(0.02)
+        assert process.poll() is None, (killed / "log.txt").read_text()
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        last = swept(out, "tiny")[-1]
+        assert state(last / "sweep.json") == "RUNNING"
+        assert any(state(path) == "RUNNING" for path in last.glob("*/run.json"))
+        assert list(out.glob("stages/refinement/*/checkpoint.pt"))
+        time.sleep(1.1)  # folders are named by the second
+    assert begun(killed, *launcher).wait() == 0
+    first, second, third = sorted(out.glob("tiny/sweep_*"))
+    assert [state(each / "sweep.json") for each in (first, second, third)] == ["KILLED", "KILLED", "FINISHED"]
+    assert all(state(path) != "RUNNING" for path in out.glob("tiny/*/*/run.json"))
+    for each in (second, third):
+        logs = [path.read_text() for path in each.glob("*/cryosweep.log")]
+        assert any("goes on after iteration" in text for text in logs)
+    assert not list(out.glob("stages/*/*.making.*"))
+
+    client = MlflowClient(f"sqlite:///{out / 'mlflow.db'}")
+    (experiment,) = [each for each in client.search_experiments() if each.name == "tiny"]
+    runs = client.search_runs([experiment.experiment_id])
+    parents = [run.info.status for run in runs if run.data.tags["cryosweep.kind"] == "sweep"]
+    assert sorted(parents) == ["FINISHED", "KILLED", "KILLED"]
+    assert "RUNNING" not in {run.info.status for run in runs}
+
+    assert begun(tmp_path / "whole", "tracking.enabled=false").wait() == 0
+    whole = only(tmp_path / "whole" / "cryosweep_out" / "tiny", "sweep_*")
+    assert len(numbers(whole)) == 3
+    assert numbers(third) == numbers(whole)
+    for job in range(3):
+        both = [(folder / str(job) / "poses.csv").read_bytes() for folder in (third, whole)]
+        assert both[0] == both[1]
+
+
+def test_only_what_is_gone_is_marked(out: Path, uri: str) -> None:
+    assert app.main(["run", "-m", "seed=1,2", "study=gone"]) == 1
+    assert app.main(["run", "study=gone"]) == 0
+    swept_folder, single = only(out, "gone/sweep_*"), only(out, "gone/run_*")
+    book = sweep.read_sweep(swept_folder)
+
+    def as_if_running(*folders: Path) -> None:
+        (swept_folder / "sweep.json").write_text(json.dumps({**book, "status": "RUNNING"}))
+        for folder in folders:
+            sweep.record_run(folder, status="RUNNING")
+
+    jobs = [swept_folder / "0", swept_folder / "1"]
+    as_if_running(*jobs, single)
+    with sweep.alive(swept_folder), sweep.alive(single):
+        assert sweep.settle(out / "gone") == []
+        assert sweep.is_alive(single)
+    # a job that outlived its sweep says itself how it ends
+    with sweep.alive(jobs[1]):
+        assert sweep.settle(out / "gone") == [swept_folder, single]
+        assert [state(job / "run.json") for job in (*jobs, single)] == ["KILLED", "RUNNING", "KILLED"]
+    assert state(swept_folder / "sweep.json") == "KILLED"
+    assert sweep.settle(out / "gone") == [jobs[1]]
+    assert sweep.settle(out / "gone") == []
+    ended = [sweep.read_sweep(swept_folder)["parent_run_id"]]
+    ended += [record(folder)["mlflow_run_id"] for folder in (*jobs, single)]
+    assert {MlflowClient(uri).get_run(run).info.status for run in ended} == {"KILLED"}
+    # a store that is out of reach stops nobody
+    as_if_running()
+    (swept_folder / "sweep.json").write_text(
+        json.dumps({**book, "status": "RUNNING", "tracking_uri": "sqlite:////nosuch/folder/mlflow.db"})
+    )
+    assert sweep.settle(out / "gone") == [swept_folder]
+    assert state(swept_folder / "sweep.json") == "KILLED"
+
+
+@pytest.mark.parametrize("command", [["compare", "seen"], ["store", "ls"]])
+def test_looking_at_a_study_marks_what_is_gone(command: list[str], out: Path) -> None:
+    assert app.main(["run", "-m", "seed=1,2", "study=seen", "tracking.enabled=false"]) == 1
+    folder = only(out, "seen/sweep_*")
+    (folder / "sweep.json").write_text(json.dumps({**sweep.read_sweep(folder), "status": "RUNNING"}))
+    (out / "stages").mkdir(exist_ok=True)
+    app.main(command)
+    assert state(folder / "sweep.json") == "KILLED"

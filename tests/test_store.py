@@ -84,6 +84,73 @@ def test_the_remnant_of_a_killed_process_is_cleared(tmp_path: Path) -> None:
     assert not remnant.exists()
 
 
+@pytest.mark.parametrize("damage", ["bytes", "length", "missing", "no digests"])
+def test_a_damaged_result_is_said_and_made_again(
+    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store(tmp_path)
+    place = store.get("mask", 1, {}, [], write_once)
+    assert store.get("mask", 1, {}, [], pytest.fail) == place
+    result, manifest = place / "result.txt", place / MANIFEST
+    if damage == "bytes":
+        result.write_text("maid")
+    elif damage == "length":
+        result.write_text("mad")
+    elif damage == "missing":
+        result.unlink()
+    else:
+        told = json.loads(manifest.read_text())
+        del told["sha256"]
+        manifest.write_text(json.dumps(told))
+    assert store.get("mask", 1, {}, [], write_once) == place
+    assert result.read_text() == "made"
+    assert caplog.messages
+    assert all("the stored result" in line and "\n" not in line for line in caplog.messages)
+    assert store.get("mask", 1, {}, [], pytest.fail) == place
+
+
+def test_bytes_are_checked_once_in_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Store(tmp_path).get("mask", 1, {}, [], write_once)
+    read: list[str] = []
+
+    def digest(path: Path) -> str:
+        read.append(path.name)
+        return digest_file(path)
+
+    monkeypatch.setattr("cryosweep.study.store.digest_file", digest)
+    for _ in range(3):
+        assert Store(tmp_path).get("mask", 1, {}, [], pytest.fail) == place
+    assert read == ["result.txt"]
+
+
+def test_a_resumable_result_goes_on_with_what_lies_there(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+
+    def stopped(folder: Path) -> None:
+        (folder / "half.txt").write_text("half")
+        raise KeyboardInterrupt
+
+    def finish(folder: Path) -> None:
+        assert (folder / "half.txt").read_text() == "half"
+        (folder / "half.txt").unlink()
+        write_once(folder)
+
+    with pytest.raises(KeyboardInterrupt):
+        store.get("slow", 1, {}, [], stopped, resumable=True)
+    assert len(store.remnants()) == 1
+    place = store.get("slow", 1, {}, [], finish, resumable=True)
+    assert sorted(path.name for path in place.iterdir()) == [MANIFEST, "result.txt"]
+    assert store.remnants() == []
+    # made again by order, and one that failed before it wrote anything leaves nothing
+    with pytest.raises(RuntimeError, match="again"):
+        store.get("slow", 1, {}, [], fail_at_once, resumable=True, again=True)
+    assert store.remnants() == []
+
+
+def fail_at_once(folder: Path) -> None:
+    raise RuntimeError("again")
+
+
 def test_three_processes_make_it_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     answers = context.Queue()

@@ -25,7 +25,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "action",
         choices=["ls", "gc"],
-        help="gc deletes what killed jobs left half made and results of stages that changed since",
+        help="gc deletes what killed jobs left half made, checkpoints too, and results of changed stages",
     )
     parser.add_argument(
         "--unused-for",
@@ -48,12 +48,15 @@ def store(arguments: argparse.Namespace) -> int:
     """
     from cryosweep.job import STAGE_VERSIONS
     from cryosweep.study.store import Store
+    from cryosweep.study.sweep import settle
 
     root: Path = arguments.output_dir / "stages"
     if not root.is_dir():
         raise ValueError(f"{root}: there is no store of stages; give --output-dir")
     if arguments.unused_for is not None and arguments.unused_for < 0:
         raise ValueError(f"--unused-for {arguments.unused_for:g}: must be 0 days or more")
+    for study in sorted(path for path in arguments.output_dir.iterdir() if path.is_dir()):
+        settle(study)
     kept = Store(root)
     entries = kept.entries()
     now = datetime.now(UTC)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Self, cast
@@ -146,6 +146,36 @@ class Particles:
             known = {label: text for label, text in neutral.items() if label in optics_table}
             optics_table = optics_table.assign(**known)
         return replace(self, table=table, optics_table=optics_table, aberrations=None)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class HeldParticles(Particles):
+    """Particles whose images lie in memory.
+
+    Attributes:
+        held: (m, box, box) float32.
+        row: (n,) image of each particle.
+    """
+
+    held: Tensor
+    row: Tensor
+
+    def take(self, index: Tensor) -> HeldParticles:
+        """The particles at `index` (k,), in that order; the images are shared."""
+        taken = super().take(index)
+        assert isinstance(taken, HeldParticles)
+        return replace(taken, row=self.row[index])
+
+    def images(self, index: Tensor) -> Tensor:
+        """Images at `index` (b,): (b, box, box) float32, a copy."""
+        return self.held[self.row[index]]
+
+
+def in_memory(particles: Particles) -> HeldParticles:
+    """`particles` with all their images read once, now."""
+    own = {field.name: getattr(particles, field.name) for field in fields(Particles)}
+    every = torch.arange(len(particles))
+    return HeldParticles(**own, held=particles.images(every), row=every)
 
 
 def read_particles(

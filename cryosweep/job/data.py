@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from cryosweep import config as schemas
 from cryosweep.config import JobConfig
 from cryosweep.io.particles import Particles, read_particles
 from cryosweep.job.files import file_state, read_relion
+from cryosweep.job.memory import MEMORY, budget_of, with_images
 from cryosweep.job.stages import SIMULATION_VERSION
 from cryosweep.progress import Progress
 from cryosweep.selection import nested_subset, random_halves, with_halves
@@ -36,9 +38,13 @@ def load_data(config: JobConfig, store: Store, device: torch.device, progress: P
     if isinstance(config.data, schemas.RelionData):
         particles = read_relion(config.data)
         stacks = "".join(file_state(stack) for stack in particles.stacks)
-        chosen = f"{config.data.half_set_seed} {config.data.ctf_damping}"
+        # the seed counts here only where the file has no half sets; see `_select` for those drawn anew
+        given = "rlnRandomSubset" in particles.table.columns
+        chosen = f"{None if given else config.data.half_set_seed} {config.data.ctf_damping}"
         key = f"{digest_file(Path(config.data.star))} {stacks} {chosen}"
-        return _select(Data(particles, None, key), config.data)
+        # the same bytes elsewhere are the same data, but the paths in them are others
+        place = f"{Path(config.data.star).absolute()} {config.data.image_folder}"
+        return _select(_kept(config, key, place, lambda: (particles, None)), config.data)
     assert isinstance(config.data, schemas.SimulatedData)
     settings = _simulation_settings(config.data)
 
@@ -47,8 +53,23 @@ def load_data(config: JobConfig, store: Store, device: torch.device, progress: P
         simulate(settings, folder, device=device, advance=progress.advance)
 
     folder = store.get("simulation", SIMULATION_VERSION, asdict(settings), [], make)
-    data = Data(read_particles(folder / "particles.star"), load_truth(folder), folder.name)
+    data = _kept(
+        config, folder.name, str(folder.absolute()),
+        lambda: (read_particles(folder / "particles.star"), load_truth(folder)),
+    )  # fmt: skip
     return _select(data, config.data)
+
+
+def _kept(
+    config: JobConfig, key: str, place: str, read: Callable[[], tuple[Particles, Truth | None]]
+) -> Data:
+    """Data that the jobs of this process share, their images read once where memory allows."""
+
+    def make() -> Data:
+        particles, truth = read()
+        return Data(with_images(particles, config), truth, key)
+
+    return MEMORY.get(("data", key, place), make, budget=budget_of(config))
 
 
 def _select(data: Data, chosen: schemas.DataConfig) -> Data:

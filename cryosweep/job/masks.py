@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -11,12 +12,13 @@ from torch import Tensor
 from cryosweep import config as schemas
 from cryosweep.config import JobConfig, parse_length
 from cryosweep.fourier import gaussian_filter
-from cryosweep.io.maps import Map
+from cryosweep.io.maps import Map, read_map, write_map
 from cryosweep.io.markers import read_markers
 from cryosweep.io.particles import Particles
 from cryosweep.io.segger import on_grid_of, read_segger
 from cryosweep.job.data import Data
 from cryosweep.job.files import checked_mask, read_volume, volume_like
+from cryosweep.job.stages import MASK_BASE_VERSION, MASK_VERSION
 from cryosweep.job.starting import Start
 from cryosweep.mask import soft_mask, threshold_of
 from cryosweep.segmentation import (
@@ -32,13 +34,18 @@ from cryosweep.segmentation import (
 from cryosweep.simulate import DOMAINS
 from cryosweep.study.assessment import Ruler, make_ruler
 from cryosweep.study.review import MaskOrigin
+from cryosweep.study.store import Store, digest_file, digest_values
 
 # A Gaussian of this share of a resolution leaves a tenth of the amplitude there: smooth enough for a mask.
 SMOOTHING_PER_LOWPASS = 1.0 / 3.0
 
 
-def mask_base(config: JobConfig, data: Data, start: Start, device: torch.device) -> Tensor | None:
+def mask_base(
+    config: JobConfig, data: Data, start: Start, device: torch.device, store: Store | None = None
+) -> Tensor | None:
     """(d, d, d) the map that masks are cut from, or None where both masks are files.
+
+    Regions are kept in `store`: finding them takes long. Smoothing alone costs little more than reading.
 
     Raises:
         ValueError: the configuration names a domain or regions that there are not.
@@ -58,8 +65,32 @@ def mask_base(config: JobConfig, data: Data, start: Start, device: torch.device)
         volume = volume * (data.truth.labels == 1 + DOMAINS.index(base.name)).to(device)
     if isinstance(base, schemas.RegionsBase):
         origin = start.origin if path is None else read_volume(path).origin
-        volume = volume * _territory(base, Map(volume, data.particles.pixel_size, origin))
+        map = Map(volume, data.particles.pixel_size, origin)
+        plain = asdict(base)
+        files = [plain.pop(name) for name in ("path", "segger", "marker", "label")]
+        volume = _kept(
+            lambda: map.data * _territory(base, map), store, "mask_base", MASK_BASE_VERSION,
+            {**plain, "origin": list(origin)},
+            [digest_file(Path(file)) for file in files[1:] if file is not None], map,
+        )  # fmt: skip
     return volume
+
+
+def _kept(
+    make: Callable[[], Tensor], store: Store | None, stage: str, version: int,
+    parameters: Mapping[str, object], files: Sequence[str], source: Map,
+) -> Tensor:  # fmt: skip
+    """(d, d, d) what `make` makes of `source`, from the store if there is one; float32 is kept to the bit."""
+    if store is None:
+        return make()
+
+    def write(folder: Path) -> None:
+        write_map(folder / f"{stage}.mrc", make().cpu(), pixel_size=source.pixel_size)
+
+    told = {**parameters, "pixel_size": source.pixel_size}
+    inputs = [digest_values(source.data.cpu().numpy()), *files]
+    folder = store.get(stage, version, told, inputs, write)
+    return read_map(folder / f"{stage}.mrc").data.to(source.data)
 
 
 def _smoothing(config: JobConfig) -> float:
@@ -123,39 +154,53 @@ def _chosen(base: schemas.RegionsBase, regions: Segmentation, map: Map) -> tuple
 
 
 def cut_mask(
-    base: Tensor, made: schemas.SoftMask | schemas.SoftScoring, group: str, pixel_size: float
-) -> Tensor:
+    base: Tensor, made: schemas.SoftMask | schemas.SoftScoring, group: str, pixel_size: float,
+    store: Store | None = None,
+) -> Tensor:  # fmt: skip
     """(d, d, d) a soft mask of `base` as `group` of the configuration describes it.
+
+    Kept in `store`: cutting a mask costs about five times as much as reading it.
 
     Raises:
         ValueError: no such mask can be cut, under the name of the group.
     """
     try:
-        return soft_mask(
-            base,
-            threshold=threshold_of(base, made.threshold, unit=made.threshold_unit.value),  # pyright: ignore[reportArgumentType]
-            dilation_radius_px=parse_length(made.dilation_radius, pixel_size) / pixel_size,
-            soft_padding_width_px=parse_length(made.soft_padding_width, pixel_size) / pixel_size,
-            holes_filled=isinstance(made, schemas.SoftMask) and made.fill_holes,
-        )
+        threshold = threshold_of(base, made.threshold, unit=made.threshold_unit.value)  # pyright: ignore[reportArgumentType]
+        dilation_radius_px = parse_length(made.dilation_radius, pixel_size) / pixel_size
+        soft_padding_width_px = parse_length(made.soft_padding_width, pixel_size) / pixel_size
+        holes_filled = isinstance(made, schemas.SoftMask) and made.fill_holes
+        return _kept(
+            lambda: soft_mask(
+                base, threshold=threshold, dilation_radius_px=dilation_radius_px,
+                soft_padding_width_px=soft_padding_width_px, holes_filled=holes_filled,
+            ),
+            store, "mask", MASK_VERSION,
+            {
+                "threshold": threshold, "dilation_radius_px": dilation_radius_px,
+                "soft_padding_width_px": soft_padding_width_px, "holes_filled": holes_filled,
+            },
+            [], Map(base, pixel_size, (0.0, 0.0, 0.0)),
+        )  # fmt: skip
     except ValueError as error:
         raise ValueError(f"{group}: {error}") from error
 
 
 def aligning_mask(
-    config: JobConfig, base: Tensor | None, particles: Particles, device: torch.device
-) -> Tensor:
+    config: JobConfig, base: Tensor | None, particles: Particles, device: torch.device,
+    store: Store | None = None,
+) -> Tensor:  # fmt: skip
     """(d, d, d) the mask that the search aligns under: a file, or cut from the mask base."""
     if isinstance(config.mask, schemas.MaskFile):
         return checked_mask(config.mask.path, particles, device)
     assert isinstance(config.mask, schemas.SoftMask)
     assert base is not None
-    return cut_mask(base, config.mask, "mask", particles.pixel_size)
+    return cut_mask(base, config.mask, "mask", particles.pixel_size, store)
 
 
 def scoring_ruler(
-    config: JobConfig, base: Tensor | None, particles: Particles, device: torch.device
-) -> Ruler:
+    config: JobConfig, base: Tensor | None, particles: Particles, device: torch.device,
+    store: Store | None = None,
+) -> Ruler:  # fmt: skip
     """The scoring mask, a file or cut from the mask base, with the band that the FSC area is taken over."""
     scoring = config.scoring
     if isinstance(scoring, schemas.ScoringFile):
@@ -163,7 +208,7 @@ def scoring_ruler(
     else:
         assert isinstance(scoring, schemas.SoftScoring)
         assert base is not None
-        mask = cut_mask(base, scoring, "scoring", particles.pixel_size)
+        mask = cut_mask(base, scoring, "scoring", particles.pixel_size, store)
     return make_ruler(
         mask,
         pixel_size=particles.pixel_size,

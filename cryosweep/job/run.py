@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -13,24 +14,27 @@ import torch
 
 from cryosweep import config as schemas
 from cryosweep import rules
-from cryosweep.config import JobConfig, parse_memory
+from cryosweep.config import JobConfig
 from cryosweep.job.data import load_data
 from cryosweep.job.files import inputs_read
 from cryosweep.job.fulcrum import fulcrum_point, interface_point, write_fulcrum
 from cryosweep.job.masks import aligning_mask, mask_base, mask_origin, scoring_ruler, smoothed_consensus
+from cryosweep.job.memory import MEMORY, budget_of, left_of
 from cryosweep.job.outputs import draw, draw_statistics, log_outputs, write_tables, write_volumes
 from cryosweep.job.postprocessing import postprocess
+from cryosweep.job.refined import refined
 from cryosweep.job.refining import iteration_metrics, refinement_settings
 from cryosweep.job.scores import left_out_areas, summarise, truth_score
 from cryosweep.job.starting import starting_maps
 from cryosweep.job.subtraction import images_to_refine, subtraction_findings, subtraction_metrics
 from cryosweep.progress import Progress
-from cryosweep.reconstruction import reconstruct_half_maps
-from cryosweep.refinement import refine
+from cryosweep.reconstruction import HalfMaps, half_map_sums, unfiltered
+from cryosweep.refinement import PreparedImages
 from cryosweep.study.assessment import curve_table, held_out_log_likelihood, masked_fsc, score
 from cryosweep.study.findings import tags_of, write_findings
+from cryosweep.study.resume import is_forced
 from cryosweep.study.review import review_result, review_setup
-from cryosweep.study.store import Store
+from cryosweep.study.store import Store, digest_values
 from cryosweep.study.sweep import record_run
 from cryosweep.subtraction import check_half_maps
 from cryosweep.tracking import Tracker
@@ -52,9 +56,9 @@ def run_job(config: JobConfig, folder: Path, tracker: Tracker, progress: Progres
     data = load_data(config, store, device, progress)
     start = starting_maps(config, data, store, device, progress)
     particles = start.particles
-    base = mask_base(config, data, start, device)
-    mask = aligning_mask(config, base, particles, device)
-    ruler = scoring_ruler(config, base, particles, device)
+    base = mask_base(config, data, start, device, store)
+    mask = aligning_mask(config, base, particles, device, store)
+    ruler = scoring_ruler(config, base, particles, device, store)
     settings = refinement_settings(config)
     notes = list(particles.notes)
     if isinstance(config.fulcrum, schemas.Interface):
@@ -63,7 +67,7 @@ def run_job(config: JobConfig, folder: Path, tracker: Tracker, progress: Progres
     else:
         fulcrum = fulcrum_point(config, mask, start, particles)
     write_fulcrum(folder, fulcrum, start, particles)
-    images = images_to_refine(config, data, start, base, device, progress)
+    images = images_to_refine(config, data, start, base, store, device, progress)
     if images.rest is not None and isinstance(config.consensus, schemas.ConsensusFiles):
         notes.extend(check_half_maps(particles, start.half_maps, device=device))
     removal = subtraction_findings(config, particles, images)
@@ -81,28 +85,41 @@ def run_job(config: JobConfig, folder: Path, tracker: Tracker, progress: Progres
         inputs=inputs_read(config, particles),
     )  # fmt: skip
 
+    def share(crop: tuple[int, ...], prepare: Callable[[], PreparedImages]) -> PreparedImages:
+        """Prepared images of an earlier job of this process, if its crop was the same."""
+        key = ("prepared", images.key, str(device), *crop)
+        return MEMORY.get(key, prepare, budget=budget_of(config))
+
     progress.start(len(particles) * (1 + settings.max_iterations), "refining")
-    result = refine(
-        images.particles, images.half_maps, mask, fulcrum=fulcrum, settings=settings, device=device,
-        memory_budget=parse_memory(config.compute.memory_budget), advance=progress.advance,
+    result = refined(
+        images.particles, images.half_maps, mask, fulcrum=fulcrum, settings=settings, images_key=images.key,
+        store=store, device=device, memory_budget=left_of(config), advance=progress.advance,
         on_iteration=lambda record: tracker.metrics(iteration_metrics(record), step=record.iteration),
+        share=share, again=is_forced(),
     )  # fmt: skip
     if result.scale is not None:
         particles = particles.rescaled(result.scale)
         images = replace(images, particles=images.particles.rescaled(result.scale))
     progress.start(len(particles), "reconstructing")
-    half_maps = reconstruct_half_maps(
+    sums = half_map_sums(
         images.particles, result.rotations, result.shifts, device=device, advance=progress.advance
     )
+    half_maps = HalfMaps(unfiltered(sums[0]), unfiltered(sums[1]), particles.pixel_size)
+    left_out = left_out_areas(config, images.particles, result, sums, ruler, device, progress)
+    del sums
     progress.start(1, "assessing")
     scored = score(half_maps, mask, ruler)
     held_out = held_out_log_likelihood(
         images.particles, result.rotations, result.shifts, half_maps, ruler, device=device
     )
-    left_out = left_out_areas(config, images.particles, result, ruler, device, progress)
     start_curve = masked_fsc(start.half_maps, ruler.mask)
     truth = truth_score(config, data, half_maps, result.rotations, result.shifts, ruler)
-    start_truth = truth_score(config, data, start.half_maps, particles.rotations, particles.shifts, ruler)
+    start_truth = MEMORY.get(
+        ("start truth", start.key, str(config.mask_base), digest_values(ruler.mask.cpu().numpy()),
+         ruler.first_shell, ruler.last_shell),
+        lambda: truth_score(config, data, start.half_maps, particles.rotations, particles.shifts, ruler),
+        budget=budget_of(config),
+    )  # fmt: skip
     summary = summarise(scored, start_curve, truth, start_truth, result, ruler, mask, particles)
     summary["score/held_out_likelihood"] = float(held_out.mean())
     summary |= start.metrics

@@ -14,7 +14,7 @@ from cryosweep.config import JobConfig
 from cryosweep.io.particles import Particles
 from cryosweep.job.data import Data
 from cryosweep.progress import Progress
-from cryosweep.reconstruction import HalfMaps
+from cryosweep.reconstruction import FourierSums, HalfMaps
 from cryosweep.refinement import Refinement
 from cryosweep.resolution import FscCurves, crossing
 from cryosweep.simulate import align_frames, load_ribosome, pose_errors
@@ -70,16 +70,16 @@ def truth_score(
 
 
 def left_out_areas(
-    config: JobConfig, particles: Particles, result: Refinement, ruler: Ruler, device: torch.device,
-    progress: Progress,
+    config: JobConfig, particles: Particles, result: Refinement, sums: tuple[FourierSums, FourierSums],
+    ruler: Ruler, device: torch.device, progress: Progress,
 ) -> Tensor | None:  # fmt: skip
-    """FSC areas with each block of particles left out, where they were asked for."""
+    """FSC areas with each block of particles left out of `sums`, where they were asked for."""
     blocks = config.scoring.jackknife
     if blocks == 0:
         return None
-    progress.start(2 * len(particles), "leaving particles out")
+    progress.start(len(particles), "leaving particles out")
     return jackknife_areas(
-        particles, result.rotations, result.shifts, ruler, blocks=blocks, device=device,
+        particles, result.rotations, result.shifts, ruler, blocks=blocks, device=device, whole=sums,
         advance=progress.advance,
     )  # fmt: skip
 

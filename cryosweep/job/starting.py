@@ -18,6 +18,7 @@ from cryosweep.io.maps import read_map, write_map
 from cryosweep.io.particles import Particles, write_particles
 from cryosweep.job.data import Data
 from cryosweep.job.files import checked_mask, read_volume, volume_like
+from cryosweep.job.memory import MEMORY, budget_of
 from cryosweep.job.refining import consensus_settings, iteration_table
 from cryosweep.job.scores import consensus_metrics, consensus_table
 from cryosweep.job.stages import CONSENSUS_VERSION, REFINED_CONSENSUS_VERSION
@@ -36,6 +37,7 @@ class Start:
         origin: Å coordinates (x, y, z) of their first voxel.
         curves: the five FSC curves under a mask round everything, one row a shell.
         metrics: numbers about the consensus, by name.
+        key: tells poses, images and half-maps from others.
     """
 
     particles: Particles
@@ -43,6 +45,7 @@ class Start:
     origin: tuple[float, float, float]
     curves: pd.DataFrame
     metrics: dict[str, float]
+    key: str = ""
 
 
 def starting_maps(
@@ -61,7 +64,8 @@ def starting_maps(
         curves = consensus_curves(half_maps, automatic_mask(half_maps), seed=config.seed)
         origin = read_volume(paths[0]).origin
         metrics = consensus_metrics(curves, data, particles)
-        return Start(particles, half_maps, origin, consensus_table(curves), metrics)
+        key = " ".join([data.key, *(digest_file(Path(path)) for path in paths)])
+        return Start(particles, half_maps, origin, consensus_table(curves), metrics, key)
 
     def make(folder: Path) -> None:
         progress.start(len(particles), "reconstructing the starting maps")
@@ -74,17 +78,31 @@ def starting_maps(
         folder = _refined_consensus(config, chosen, data, store, device, progress)
     else:
         folder = store.get("consensus", CONSENSUS_VERSION, {}, [data.key], make)
+
+    # the curves hold randomised phases, which the seed draws
+    rotations, shifts, scale, half_maps, curves, metrics = MEMORY.get(
+        ("start", folder.name, data.key, config.seed, str(device)),
+        lambda: _read_consensus(folder, config, data, device),
+        budget=budget_of(config),
+    )
+    particles = replace(particles, rotations=rotations, shifts=shifts)
+    if scale is not None:
+        particles = particles.rescaled(scale)
+    return Start(particles, half_maps, (0.0, 0.0, 0.0), curves, dict(metrics), folder.name)
+
+
+def _read_consensus(
+    folder: Path, config: JobConfig, data: Data, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor | None, HalfMaps, pd.DataFrame, dict[str, float]]:
+    """What a stage of the consensus left: poses, scales and half-maps; their curves and metrics."""
     a, b, mask = (read_map(folder / f"{name}.mrc").data.to(device) for name in ("half_a", "half_b", "mask"))
     with np.load(folder / "poses.npz") as poses:
         rotations, shifts = (torch.from_numpy(poses[name]) for name in ("rotations", "shifts"))
         scale = torch.from_numpy(poses["scale"]) if "scale" in poses else None
-    particles = replace(particles, rotations=rotations, shifts=shifts)
-    if scale is not None:
-        particles = particles.rescaled(scale)
-    half_maps = HalfMaps(a, b, particles.pixel_size)
+    half_maps = HalfMaps(a, b, data.particles.pixel_size)
     curves = consensus_curves(half_maps, mask, seed=config.seed)
-    metrics = consensus_metrics(curves, data, particles)
-    return Start(particles, half_maps, (0.0, 0.0, 0.0), consensus_table(curves), metrics)
+    metrics = consensus_metrics(curves, data, replace(data.particles, rotations=rotations, shifts=shifts))
+    return rotations, shifts, scale, half_maps, consensus_table(curves), metrics
 
 
 def _write_consensus(
@@ -137,6 +155,7 @@ def _refined_consensus(
 
     # files count by what is in them, not by where they lie
     choices = {name: value for name, value in asdict(chosen).items() if name not in ("start", "mask_path")}
+    choices["seed"] = config.seed  # draws poses from their posterior
     return store.get("refined_consensus", REFINED_CONSENSUS_VERSION, choices, inputs, make)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,10 +12,13 @@ from cryosweep import config as schemas
 from cryosweep import rules
 from cryosweep.config import JobConfig, parse_length
 from cryosweep.fourier import gaussian_filter
+from cryosweep.io.maps import read_map, write_map
 from cryosweep.io.particles import Particles
 from cryosweep.job.data import Data
 from cryosweep.job.files import checked_mask
 from cryosweep.job.masks import cut_mask
+from cryosweep.job.memory import MEMORY, budget_of, with_images
+from cryosweep.job.stages import SUBTRACTION_VERSION
 from cryosweep.job.starting import Start
 from cryosweep.mask import soft_mask, threshold_of
 from cryosweep.progress import Progress
@@ -22,6 +26,7 @@ from cryosweep.reconstruction import HalfMaps, reconstruct_half_maps
 from cryosweep.refinement import Refinement
 from cryosweep.simulate import DOMAINS
 from cryosweep.study.assessment import Ruler
+from cryosweep.study.store import Store, digest_values
 from cryosweep.subtraction import Rest, rest_of, share_left, share_removed, subtracted
 
 
@@ -29,24 +34,25 @@ from cryosweep.subtraction import Rest, rest_of, share_left, share_removed, subt
 class Images:
     """What is refined: particles whose images lack the rest, and half-maps of them at the starting poses.
 
-    `shadow` is the share of the removed density that is still in those maps.
+    `shadow` is the share of the removed density that is still in those maps; `key` names all this.
     """
 
     particles: Particles
     half_maps: HalfMaps
     rest: Rest | None
     shadow: float
+    key: str
 
 
 def images_to_refine(
-    config: JobConfig, data: Data, start: Start, base: Tensor | None, device: torch.device,
-    progress: Progress,
+    config: JobConfig, data: Data, start: Start, base: Tensor | None, store: Store,
+    device: torch.device, progress: Progress,
 ) -> Images:  # fmt: skip
     """The images to refine, as the group `subtraction` says, and half-maps of them to begin with."""
     particles = start.particles
     chosen = config.subtraction
     if isinstance(chosen, schemas.NoSubtraction):
-        return Images(particles, start.half_maps, None, 0.0)
+        return Images(particles, start.half_maps, None, 0.0, start.key)
     if isinstance(chosen, schemas.FileSubtraction):
         removed = share_removed(checked_mask(chosen.path, particles, device), chosen.role.value)  # pyright: ignore[reportArgumentType]
         filter = chosen.filter
@@ -57,11 +63,25 @@ def images_to_refine(
         filter = chosen.filter
     rest = rest_of(start.half_maps, removed, filter=filter.value)  # pyright: ignore[reportArgumentType]
     lacking = subtracted(particles, rest, device=device)
-    progress.start(len(particles), "subtracting")
-    half_maps = reconstruct_half_maps(
-        lacking, particles.rotations, particles.shifts, device=device, advance=progress.advance
-    )
-    return Images(lacking, half_maps, rest, share_left(start.half_maps, half_maps, removed))
+
+    def make(folder: Path) -> None:
+        progress.start(len(particles), "subtracting")
+        maps = reconstruct_half_maps(
+            lacking, particles.rotations, particles.shifts, device=device, advance=progress.advance
+        )
+        for name, volume in zip(("half_a", "half_b"), maps.pair, strict=True):
+            write_map(folder / f"{name}.mrc", volume.cpu(), pixel_size=maps.pixel_size)
+
+    # the images themselves are as large as the stacks: they are made anew as they are read
+    inputs = [start.key, digest_values(removed.cpu().numpy())]
+    folder = store.get("subtraction", SUBTRACTION_VERSION, {"filter": filter.value}, inputs, make)
+    a, b = (read_map(folder / f"{name}.mrc").data.to(device) for name in ("half_a", "half_b"))
+    half_maps = HalfMaps(a, b, particles.pixel_size)
+    held = MEMORY.get(
+        ("subtracted", folder.name, str(device)), lambda: with_images(lacking, config),
+        budget=budget_of(config),
+    )  # fmt: skip
+    return Images(held, half_maps, rest, share_left(start.half_maps, half_maps, removed), folder.name)
 
 
 def _kept(

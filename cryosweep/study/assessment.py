@@ -30,7 +30,7 @@ from cryosweep.io.particles import Particles
 from cryosweep.likelihood import noise_power
 from cryosweep.mask import centre_of_mass, mask_radius_px
 from cryosweep.projector import make_reference, slices
-from cryosweep.reconstruction import CHUNK_SAMPLES, HalfMaps, half_map_sums, unfiltered
+from cryosweep.reconstruction import CHUNK_SAMPLES, FourierSums, HalfMaps, half_map_sums, unfiltered
 from cryosweep.resolution import (
     FscCurves,
     area_sd,
@@ -287,6 +287,7 @@ def jackknife_areas(
     *,
     blocks: int,
     device: torch.device,
+    whole: tuple[FourierSums, FourierSums] | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Tensor:
     """(blocks,) FSC area under the ruler's mask with each block of particles left out, at fixed poses.
@@ -301,7 +302,9 @@ def jackknife_areas(
         ruler: mask and band.
         blocks: 2 to the number of particles in the smaller half set.
         device: where to work.
-        advance: called with the number of particles done since the last call; each counts twice.
+        whole: `half_map_sums` of all particles at these poses, where they are there already.
+        advance: called with the number of particles done since the last call; without `whole` each counts
+            twice.
 
     Raises:
         ValueError: there are too few particles for so many blocks.
@@ -312,7 +315,8 @@ def jackknife_areas(
             f"{blocks} blocks cannot be left out of half sets of {smaller} particles; give 2 or more, "
             "and no more than there are particles"
         )
-    whole = half_map_sums(particles, rotations, shifts, device=device, advance=advance)
+    if whole is None:
+        whole = half_map_sums(particles, rotations, shifts, device=device, advance=advance)
     block_of = torch.empty(len(particles), dtype=torch.int64)
     for half in (0, 1):
         rows = particles.half_sets == half

@@ -37,6 +37,7 @@ _NOT_NUMERICAL = (
 _OWN_FILES = (RUN_FILE, "config.yaml", "cryosweep.log", "metrics.jsonl")
 _OWN_FIELDS = (
     "name", "study", "job", "status", "swept", "choices", "command", "question", "mlflow_run_id",
+    "tracking_uri",
 )  # fmt: skip
 
 

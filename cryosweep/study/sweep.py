@@ -10,11 +10,14 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
@@ -32,12 +35,17 @@ SWEEP_FILE = "sweep.json"
 RUN_FILE = "run.json"
 TABLE_FILE = "report.txt"
 PAGE_FILE = "report.html"
+# Held by the process that works on a sweep, or on a job, until its end, whatever that is.
+LOCK_FILE = ".alive"
 
 # What a job is told by the process that started the sweep, through `hydra.job.env_set`: the one way that
 # works under every launcher, because jobs compose their configuration anew from the overrides.
 PARENT_RUN = "CRYOSWEEP_PARENT_RUN"
 EXPERIMENT = "CRYOSWEEP_EXPERIMENT_ID"
 SWEPT_KEYS = "CRYOSWEEP_SWEPT"
+
+# The locks of the sweeps that this process has opened.
+_held: dict[Path, FileLock] = {}
 
 
 class SweepCallback(Callback):
@@ -90,6 +98,9 @@ def _open_sweep(config: DictConfig) -> None:
         "jobs": [],
     }
     folder.mkdir(parents=True, exist_ok=True)
+    settle(folder.parent)
+    _held[folder] = FileLock(folder / LOCK_FILE)
+    _held[folder].acquire()
     environment = {SWEPT_KEYS: " ".join(expansion.swept)}
     if config.tracking.enabled:
         uri = store_uri(config.tracking.uri, Path(config.output_dir))
@@ -117,14 +128,26 @@ def close_sweep(folder: Path, *, interrupted: bool = False) -> dict[str, Any]:
     Returns:
         What `sweep.json` now holds.
     """
+    book = _end(folder, interrupted=interrupted)
+    try:
+        write_comparison(folder)
+        log_comparison(folder, folder / PAGE_FILE)
+        book["comparison_error"] = None
+    except ValueError as error:
+        book["comparison_error"] = str(error)
+    _write_json(folder / SWEEP_FILE, book)
+    held = _held.pop(folder.absolute(), None)
+    if held is not None:
+        held.release()
+    return book
+
+
+def _end(folder: Path, *, interrupted: bool, spared: Sequence[Path] = ()) -> dict[str, Any]:
+    """Mark the jobs that did not end, but for those `spared`, and the sweep; end their tracked runs."""
     book = read_sweep(folder)
     for job in job_folders(folder):
-        record = read_json(job / RUN_FILE)
-        if record["status"] == "RUNNING":
-            record_run(job, status="KILLED", stop_reason="the job was stopped from outside")
-            if record.get("mlflow_run_id"):
-                run_id = str(record["mlflow_run_id"])
-                MLflowTracker(book["tracking_uri"], book["experiment_id"], "", run_id=run_id).finish("KILLED")
+        if job not in spared and read_json(job / RUN_FILE)["status"] == "RUNNING":
+            _mark_killed(job)
     records = [(job, read_json(job / RUN_FILE)) for job in job_folders(folder)]
     book["jobs"] = [
         {
@@ -143,22 +166,84 @@ def close_sweep(folder: Path, *, interrupted: bool = False) -> dict[str, Any]:
     status: Status = "FINISHED" if 0 < finished == expected else "FAILED"
     if interrupted or "KILLED" in states:
         status = "KILLED"
-    if book["parent_run_id"] is not None:
-        parent = _parent(book)
-        parent.metrics({"jobs": expected, "jobs_finished": finished})
-        parent.finish(status)
     # Written before the comparison as well: if that breaks, the state of the jobs is known all the same.
     book |= {"status": status, "ended": _now()}
     book["comparison_error"] = f"it broke off; `cryosweep compare {folder}` shows why"
     _write_json(folder / SWEEP_FILE, book)
-    try:
-        write_comparison(folder)
-        log_comparison(folder, folder / PAGE_FILE)
-        book["comparison_error"] = None
-    except ValueError as error:
-        book["comparison_error"] = str(error)
-    _write_json(folder / SWEEP_FILE, book)
+    if book["parent_run_id"] is not None:
+        parent = _parent(book)
+        parent.metrics({"jobs": expected, "jobs_finished": finished})
+        parent.finish(status)
     return book
+
+
+def _mark_killed(job: Path) -> None:
+    """Say in a run folder, and in its tracked run, that the process did not come to its end."""
+    record = read_json(job / RUN_FILE)
+    record_run(job, status="KILLED", stop_reason="the job was stopped from outside")
+    if record.get("mlflow_run_id"):
+        MLflowTracker(str(record["tracking_uri"]), "", "", run_id=str(record["mlflow_run_id"])).finish(
+            "KILLED"
+        )
+
+
+@contextmanager
+def alive(folder: Path) -> Generator[None]:
+    """While this lasts other processes, also of other machines, can see that `folder` is being worked on."""
+    with FileLock(folder / LOCK_FILE):
+        yield
+
+
+def is_alive(folder: Path) -> bool:
+    """Whether a process holds the lock of a sweep or run folder; a killed one holds none."""
+    if not (folder / LOCK_FILE).exists():
+        return False
+    try:
+        with FileLock(folder / LOCK_FILE, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def settle(study: Path) -> list[Path]:
+    """Mark sweeps and runs of a study KILLED that say RUNNING and whose process is gone.
+
+    A job may outlive the process that started its sweep; it is left to say itself how it ended.
+
+    Returns:
+        The folders that were marked.
+    """
+    marked: list[Path] = []
+    single = [path.parent for path in study.glob(f"*/{RUN_FILE}")]
+    for folder in sorted(path.parent for path in study.glob(f"*/{SWEEP_FILE}")):
+        if is_alive(folder):
+            continue
+        jobs = job_folders(folder)
+        single += jobs  # those that outlived their sweep and were killed later
+        if _says_running(folder / SWEEP_FILE):
+            marked.append(folder)
+            _settled(folder, partial(_end, folder, interrupted=True, spared=list(filter(is_alive, jobs))))
+    for job in sorted(single):
+        if _says_running(job / RUN_FILE) and not is_alive(job):
+            marked.append(job)
+            _settled(job, partial(_mark_killed, job))
+    return marked
+
+
+def _says_running(path: Path) -> bool:
+    try:
+        return read_json(path).get("status") == "RUNNING"
+    except ValueError:  # its process was killed while it wrote; nothing is known about it
+        return False
+
+
+def _settled(folder: Path, mark: Callable[[], object]) -> None:
+    """Mark a folder whose process is gone; what its tracking store says must not stop the work at hand."""
+    try:
+        mark()
+        log.info("%s: its process is gone; marked KILLED", folder)
+    except Exception as error:
+        log.warning("%s: its process is gone, and its tracked runs could not be ended: %s", folder, error)
 
 
 def write_comparison(

@@ -3,6 +3,8 @@
 import json
 import os
 
+STAGE_VERSIONS = {}
+
 
 def check_job(config):
     """Refuses one seed, so that a test can see that jobs are asked."""

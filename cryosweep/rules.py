@@ -902,18 +902,19 @@ def scale_of_a_domain(refined: bool, *, masked_share: float) -> Finding | None:
     )  # fmt: skip
 
 
-def neighbours_share(share: float) -> Finding | None:
-    """R26: little of what the half-maps have in common under the mask belongs to neighbours.
+def neighbours_share(share: float, *, mask: str = "the mask") -> Finding | None:
+    """R26: little of what the half-maps have in common under a mask belongs to neighbours.
 
     Args:
-        share: of the masked half-maps' cross power that subtracting the neighbours removes.
+        share: of the masked half-maps' cross power that goes when the neighbours are taken out.
+        mask: which one, in words.
     """
     if share <= NEIGHBOUR_SHARE:
         return None
     quotable = share <= UNQUOTABLE_SHARE
     return Finding(
         "R26", "warning" if quotable else "error",
-        f"{share:.0%} of what the half-maps share under the mask is neighbouring density",
+        f"{share:.0%} of what the half-maps share under {mask} is neighbouring density",
         f"{NEIGHBOUR_SHARE:.0%}; above {UNQUOTABLE_SHARE:.0%} no resolution is to be quoted",
         "27 refined maps of one simulated particle",
         "At least part of this resolution belongs to the neighbours: do not compare it with other masks or "

@@ -21,7 +21,7 @@ LINES: tuple[tuple[str, ...], ...] = (
     ("io", "rules"),
     ("search", "reconstruction", "selection"),
     ("refinement", "subtraction", "simulate", "sharpening", "local_resolution"),
-    ("consensus",),
+    ("consensus", "neighbours"),
     ("diagnostics", "tracking", "progress", "study.statistics"),
     ("study.store", "study.assessment", "study.findings"),
     ("study.comparison", "study.review"),
@@ -34,6 +34,7 @@ LINES: tuple[tuple[str, ...], ...] = (
     ("job.starting",),
     ("job.masks", "job.outputs"),
     ("job.fulcrum", "job.subtraction", "job.postprocessing"),
+    ("job.neighbours",),
     ("job.run",),
     ("job",),
     ("commands",),
@@ -71,7 +72,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "starfile": ("io.particles",),
     "pandas": (
         "io.particles", "simulate", "study.assessment", "study.comparison", "study.report",
-        "job.refining", "job.scores", "job.starting", "job.outputs",
+        "job.refining", "job.scores", "job.starting", "job.outputs", "job.neighbours",
         "file_commands.fsc", "file_commands.segment", "file_commands.anisotropy",
     ),
     "matplotlib": ("diagnostics", "study.report"),
@@ -165,7 +166,7 @@ def test_every_library_is_a_declared_dependency() -> None:
 
 def test_numerical_code_knows_no_configuration_tracking_or_figures() -> None:
     modules = [module for line in NUMERICAL for module in line]
-    assert len(modules) == 31
+    assert len(modules) == 32
     for module in modules:
         assert imported(module)[1].isdisjoint(
             {"hydra", "omegaconf", "mlflow", "matplotlib", "plotly", "tqdm"}

@@ -61,6 +61,14 @@ def starting_maps(
         origin = read_volume(paths[0]).origin
         metrics = consensus_metrics(curves, data, particles)
         return Start(particles, half_maps, origin, consensus_table(curves), metrics)
+    if isinstance(chosen, schemas.ModelConsensus):
+        assert data.truth is not None
+        density = [read_map(domain.density).data for domain in data.truth.domains.values()]
+        model = torch.stack(density).sum(dim=0).to(device, torch.float32)
+        half_maps = HalfMaps(model, model, particles.pixel_size)
+        curves = consensus_curves(half_maps, automatic_mask(half_maps), seed=config.seed)
+        metrics = consensus_metrics(curves, data, particles)
+        return Start(particles, half_maps, (0.0, 0.0, 0.0), consensus_table(curves), metrics)
 
     def make(folder: Path) -> None:
         progress.start(len(particles), "reconstructing the starting maps")

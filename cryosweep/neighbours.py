@@ -77,6 +77,7 @@ def neighbours_at(
     shifts: Tensor,
     *,
     device: torch.device,
+    max_shell: int | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> HalfMaps:
     """What the neighbours contribute to the half-maps of a domain.
@@ -91,15 +92,16 @@ def neighbours_at(
         rotations: (n, 3, 3) refined.
         shifts: (n, 2) Å, refined.
         device: where to work.
+        max_shell: the last shell that is wanted, at least 1; None: all.
         advance: called with the number of particles done since the last call.
     """
     box_size, dtype = particles.box_size, torch.float32
-    plane = half_plane(box_size, dtype=dtype, device=device)
+    plane = half_plane(box_size, max_shell=max_shell, dtype=dtype, device=device)
     chunk = max(1, CHUNK_SAMPLES // plane.k.shape[0])
     frequencies = plane.k / (box_size * particles.pixel_size)
     halves: list[Tensor] = []
     for half, volume in enumerate(rest.maps.pair):
-        reference = make_reference(volume.to(device, dtype))
+        reference = make_reference(volume.to(device, dtype), max_shell=plane.max_shell)
         sums = new_accumulator(box_size, max_shell=plane.max_shell, dtype=dtype, device=device)
         for rows in (particles.half_sets == half).nonzero().squeeze(-1).split(chunk):
             optics = particles.optics[rows].to(dtype=dtype, device=device)

@@ -20,7 +20,7 @@ from cryosweep.job.subtraction import Images, outside_of
 from cryosweep.neighbours import most_of_truth, neighbour_power, neighbours_at, promised_fsc
 from cryosweep.progress import Progress
 from cryosweep.reconstruction import HalfMaps
-from cryosweep.refinement import Refinement
+from cryosweep.refinement import Refinement, last_common_shell
 from cryosweep.study.assessment import Ruler, Score
 from cryosweep.subtraction import USABLE_GREY_SCALE, Rest, grey_scale, rest_of
 
@@ -30,6 +30,8 @@ CUT = schemas.DomainSubtraction(
     keep_padding_width=6.0, rest_threshold=0.15, dilation_radius=0.0, soft_padding_width=14.0, smoothing=4.0,
     filter=schemas.RestFilter.fsc,
 )  # fmt: skip
+# Shells beyond those that the halves share, which a mask mixes with them.
+BEYOND = 4
 MASKS = {"own": "the aligning mask", "frozen": "the scoring mask"}
 
 
@@ -89,9 +91,12 @@ def measure_neighbours(
 ) -> Neighbours:  # fmt: skip
     """Half-maps (d, d, d) at the refined poses against what the neighbours contribute to them."""
     progress.start(len(images.particles), "measuring neighbours")
+    # where the halves share nothing, neighbours add nothing
+    reach = max(last_common_shell(curve) for curve in (scored.own.tight, scored.frozen.tight))
     there = neighbours_at(
-        images.particles, rest, result.rotations, result.shifts, device=device, advance=progress.advance
-    )
+        images.particles, rest, result.rotations, result.shifts, device=device,
+        max_shell=reach + BEYOND, advance=progress.advance,
+    )  # fmt: skip
     metrics: dict[str, float] = {}
     findings: list[rules.Finding | None] = []
     curves: dict[str, Tensor] = {}

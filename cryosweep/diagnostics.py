@@ -427,11 +427,13 @@ class NeighbourCurves:
 
     Attributes:
         promised: what the half-maps promise.
-        at_most: what is left of it without the neighbours that are seen.
+        expected: what is left of it without the neighbours' share.
+        at_most: the most that can be left.
         truth: where it is known, else None.
     """
 
     promised: Array
+    expected: Array
     at_most: Array
     truth: Array | None
 
@@ -441,8 +443,8 @@ def neighbours_figure(
 ) -> Figure:
     """How well half-maps agree, and how much of that can be the domain's.
 
-    Good: the two curves lie on each other. Wrong: they part, and what lies between is agreement on density
-    that is not the domain's.
+    Good: the curves lie on each other. Wrong: what is expected parts from what is promised; what lies between
+    is agreement on density that is not the domain's.
 
     Args:
         panels: heading, such as the mask, to its curves; if one knows the truth, the last.
@@ -452,12 +454,11 @@ def neighbours_figure(
     figure = Figure(figsize=(8.6, 4.4), layout="constrained")
     rows = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (title, curves) in zip(rows, panels.items(), strict=True):
-        axes.fill_between(
-            frequency, curves.at_most, curves.promised, color=ORANGE, alpha=0.35, linewidth=0,
-            label="the neighbours', at least",
-        )  # fmt: skip
+        axes.fill_between(frequency, curves.expected, curves.promised, color=ORANGE, alpha=0.3, linewidth=0,
+                          label="the neighbours'")  # fmt: skip
         axes.plot(frequency, curves.promised, color=BLUE, linewidth=1.6, label="promised by the half-maps")
-        axes.plot(frequency, curves.at_most, color=VERMILION, linewidth=2.2, label="the domain's, at most")
+        axes.plot(frequency, curves.at_most, color=SKY_BLUE, linewidth=1.2, label="at most")
+        axes.plot(frequency, curves.expected, color=VERMILION, linewidth=2.2, label="expected of the domain")
         if curves.truth is not None:
             axes.plot(frequency, curves.truth, color=BLACK, linewidth=1.4, linestyle="--", label="truth")
         axes.axhline(0.5, color=GREY, linewidth=0.8, linestyle=":")
@@ -466,7 +467,7 @@ def neighbours_figure(
         axes.set_ylim(0.0, 1.03)
         axes.set_title(title, fontsize=11)
     rows[0].set_ylabel("FSC of the map with the truth")
-    figure.legend(*rows[-1].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
+    figure.legend(*rows[-1].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=9)
     return figure
 
 

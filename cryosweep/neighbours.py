@@ -49,6 +49,13 @@ class NeighbourPower:
         return 1.0 - float(self.after[band].sum()) / before if before > 0.0 else 0.0
 
     @property
+    def share_by_shell(self) -> Tensor:
+        """(n_shells,) `1 - after / before`, each a mean over three shells, between 0 and 1."""
+        before, after = _smoothed(self.before), _smoothed(self.after)
+        share = 1.0 - after / before.clamp_min(torch.finfo(torch.float64).tiny)
+        return torch.where(before > 0.0, share, 0.0).clamp(0.0, 1.0)
+
+    @property
     def likeness(self) -> Tensor:
         """(n_shells,) FSC of the map with itself without the neighbours, noise aside, from 0 to 1.
 
@@ -136,12 +143,27 @@ def promised_fsc(half_map_fsc: Tensor) -> Tensor:
     return torch.sqrt(2.0 * positive / (1.0 + positive))
 
 
-def most_of_truth(half_map_fsc: Tensor, power: NeighbourPower) -> Tensor:
-    """(n_shells,) the most that a map can correlate with the domain's truth: what halves promise x likeness.
+def expected_truth(half_map_fsc: Tensor, power: NeighbourPower) -> Tensor:
+    """(n_shells,) FSC with the domain's truth that is to be expected: `P sqrt(1 - share)`.
 
-    Let D be the domain's power in a shell, N the neighbours' and X what the two have in common (below 0
-    where one fills the gaps of the other). The halves share D + N + 2X and promise P; their mean correlates
-    with the domain by `P (D + X) / sqrt(D (D + N + 2X))`. Without X that is P sqrt(1 - share).
+    With P what the half-maps promise, for neighbours that have nothing in common with the domain: of the
+    D + N that the halves share, D is the domain's, and a map correlates with D by sqrt(D / (D + N)) of what
+    it would without N.
+
+    Args:
+        half_map_fsc: (n_shells,) under the mask.
+        power: under the same mask.
+    """
+    return promised_fsc(half_map_fsc) * torch.sqrt(1.0 - power.share_by_shell)
+
+
+def most_of_truth(half_map_fsc: Tensor, power: NeighbourPower) -> Tensor:
+    """(n_shells,) the most that a map can correlate with the domain's truth: `P likeness`.
+
+    Domain and neighbours do have something in common, X, below 0 where one fills the gaps of the other. Then
+    the halves share D + N + 2X and their mean correlates with the domain by
+    `P (D + X) / sqrt(D (D + N + 2X))`: exact where all neighbours are known. What is not known of them counts
+    as the domain's, so this is a bound, and a loose one.
 
     Args:
         half_map_fsc: (n_shells,) under the mask.

@@ -113,7 +113,7 @@ def test_every_file_of_conf_is_counted() -> None:
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes_and_is_valid(option: str) -> None:
     made = plan(option, *NEEDED.get(option, []))
-    sweeps = {"demo": 6, "fulcrum": 3, "null_static": 9, "null_iterative": 9, "null_noise": 6}
+    sweeps = {"demo": 6, "fulcrum": 3, "null_static": 9, "null_iterative": 6, "null_noise": 6}
     assert len(made.jobs) == sweeps.get(option.removeprefix("experiment="), 1)
 
 

@@ -15,6 +15,7 @@ from cryosweep.io.particles import Particles, read_particles
 from cryosweep.mask import soft_mask, threshold_of
 from cryosweep.neighbours import (
     NeighbourPower,
+    expected_truth,
     most_of_truth,
     neighbour_power,
     neighbours_at,
@@ -88,10 +89,7 @@ def test_neighbours_are_what_a_subtraction_takes_from_the_maps(scene: Scene) -> 
 
 
 def test_perfect_knowledge_of_the_neighbours_tells_the_truth(scene: Scene, record_property: Record) -> None:
-    """With the true neighbours at their true poses the truth FSC is foretold within 0.03.
-
-    P sqrt(1 - share) alone misses by 0.06: domain and neighbours fill each other's gaps.
-    """
+    """With the true neighbours at their true poses the bound is the truth FSC, within 0.03."""
     poses = scene.truth.domains[DOMAIN].poses
     domains = load_ribosome().domains
     density = {
@@ -112,14 +110,18 @@ def test_perfect_knowledge_of_the_neighbours_tells_the_truth(scene: Scene, recor
     curve = fsc(*(half * scene.mask for half in maps.pair))
     truth = fsc((maps.half_a + maps.half_b) * scene.mask, density[DOMAIN] * scene.mask)[FIRST : LAST + 1]
     promised = promised_fsc(curve)[FIRST : LAST + 1]
-    expected = most_of_truth(curve, power)[FIRST : LAST + 1]
-    rms = float((expected - truth).square().mean().sqrt())
+    found = {
+        "at_most": most_of_truth(curve, power)[FIRST : LAST + 1],
+        "expected": expected_truth(curve, power)[FIRST : LAST + 1],
+    }
+    rms = {name: float((each - truth).square().mean().sqrt()) for name, each in found.items()}
     record_property("share", power.share(FIRST, LAST))
     record_property("inflation", float((promised - truth).mean()))
     record_property("rms", rms)
     assert float((promised - truth).mean()) > 0.08  # else nothing is tested
-    assert rms < 0.03
-    assert abs(float((expected - truth).mean())) < 0.015
+    assert rms["at_most"] < 0.03
+    # domain and neighbours fill each other's gaps, which P sqrt(1 - share) leaves out; seen: 0.057
+    assert 0.03 < rms["expected"] < 0.08
 
 
 def test_a_domain_alone_has_no_neighbours(
@@ -150,14 +152,33 @@ def test_a_domain_alone_has_no_neighbours(
     assert max(map(abs, found.values())) < 0.03
 
 
-def test_shares_of_a_band_and_likeness_of_shells() -> None:
-    """By hand: D = 4, N = 3, X = -1 in every shell but the last, where the halves share nothing."""
+def test_shares_and_likeness_by_hand() -> None:
+    """D = 4, N = 3, X = -1 in every shell but the last, where the halves share nothing."""
     flat = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0]).double()
     power = NeighbourPower(5.0 * flat, 4.0 * flat, 3.0 * flat)
     assert power.share(1, 3) == pytest.approx(1.0 - 4.0 / 5.0)
     assert power.share(5, 6) == 0.0
-    expected = torch.tensor([3.0 / math.sqrt(20.0)] * 5 + [1.0, 1.0]).double()
-    torch.testing.assert_close(power.likeness, expected)
-    none = NeighbourPower(flat, flat, flat)
-    torch.testing.assert_close(most_of_truth(0.5 * flat, none), promised_fsc(0.5 * flat))
-    assert promised_fsc(torch.tensor([1.0, 0.143, -0.2])).tolist() == pytest.approx([1.0, 0.5, 0.0], abs=3e-4)
+    torch.testing.assert_close(power.share_by_shell, torch.tensor([0.2] * 5 + [0.0, 0.0]).double())
+    likeness = torch.tensor([3.0 / math.sqrt(20.0)] * 5 + [1.0, 1.0]).double()
+    torch.testing.assert_close(power.likeness, likeness)
+    half_maps = torch.tensor([1.0, 0.143, -0.2, 0.5, 0.5, 0.5, 0.5]).double()
+    promised = promised_fsc(half_maps)
+    assert promised[:3].tolist() == pytest.approx([1.0, 0.5, 0.0], abs=3e-4)
+    torch.testing.assert_close(most_of_truth(half_maps, power), promised * likeness)
+    torch.testing.assert_close(expected_truth(half_maps, power)[:5], promised[:5] * math.sqrt(0.8))
+
+
+def test_neighbours_that_have_nothing_in_common_leave_sqrt_of_one_less_their_share(
+    generator: torch.Generator,
+) -> None:
+    """T = P sqrt(1 - share) for textures drawn apart, with both maps known."""
+    size = 48
+    domain, neighbours, *noise = torch.randn(4, size, size, size, generator=generator)
+    halves = HalfMaps(*(domain + 0.8 * neighbours + 0.7 * each for each in noise), PIXEL)
+    mask = torch.ones(size, size, size)
+    power = neighbour_power(halves, HalfMaps(0.8 * neighbours, 0.8 * neighbours, PIXEL), mask)
+    assert power.share(5, 23) == pytest.approx(0.64 / 1.64, abs=0.02)
+    truth = fsc(halves.half_a + halves.half_b, domain)
+    curve = fsc(*halves.pair)
+    for found in (expected_truth(curve, power), most_of_truth(curve, power)):
+        assert float((found - truth)[5:24].abs().mean()) < 0.03

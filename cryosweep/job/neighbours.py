@@ -17,7 +17,13 @@ from cryosweep.job.masks import cut_mask
 from cryosweep.job.outputs import save_figures
 from cryosweep.job.starting import Start
 from cryosweep.job.subtraction import Images, outside_of
-from cryosweep.neighbours import most_of_truth, neighbour_power, neighbours_at, promised_fsc
+from cryosweep.neighbours import (
+    expected_truth,
+    most_of_truth,
+    neighbour_power,
+    neighbours_at,
+    promised_fsc,
+)
 from cryosweep.progress import Progress
 from cryosweep.reconstruction import HalfMaps
 from cryosweep.refinement import Refinement, last_common_shell
@@ -42,8 +48,8 @@ class Neighbours:
     Attributes:
         metrics: shares over the scoring band, by metric name.
         findings: R26 under either mask.
-        curves: (n_shells,) by column of `fsc.csv`: the share of each shell, and the most that the map can
-            correlate with the truth.
+        curves: (n_shells,) by column of `fsc.csv`: the FSC with the truth that is to be expected without the
+            neighbours' part, and the most that it can be.
     """
 
     metrics: dict[str, float]
@@ -106,7 +112,7 @@ def measure_neighbours(
         share = power.share(ruler.first_shell, ruler.last_shell)
         metrics[f"neighbours/share_{name}"] = share
         findings.append(rules.neighbours_share(share, mask=MASKS[name]))
-        curves[f"{name}_domain_likeness"] = power.likeness
+        curves[f"{name}_truth_expected"] = expected_truth(curve, power)
         curves[f"{name}_truth_at_most"] = most_of_truth(curve, power)
     return Neighbours(metrics, rules.present(findings), curves)
 
@@ -117,6 +123,7 @@ def draw_neighbours(folder: Path, curves: pd.DataFrame, pixel_size: float) -> No
     panels = {
         f"under {words}": diagnostics.NeighbourCurves(
             promised=promised_fsc(torch.from_numpy(columns[half_maps])).numpy(),
+            expected=columns[f"{name}_truth_expected"],
             at_most=columns[f"{name}_truth_at_most"],
             truth=columns.get("truth") if name == "frozen" else None,
         )

@@ -119,7 +119,7 @@ def measure_neighbours(
 
 def draw_neighbours(folder: Path, curves: pd.DataFrame, pixel_size: float) -> None:
     """`figures/neighbours.png` from the columns of `fsc.csv`."""
-    columns = {str(name): column.to_numpy() for name, column in curves.items()}
+    columns = {str(name): column.to_numpy(copy=True) for name, column in curves.items()}
     panels = {
         f"under {words}": diagnostics.NeighbourCurves(
             promised=promised_fsc(torch.from_numpy(columns[half_maps])).numpy(),

@@ -4,14 +4,21 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
 
+from cryosweep.composition import make_plan
 from cryosweep.ctf import contrast_transfer
 from cryosweep.fourier import gaussian_filter, half_plane
 from cryosweep.io.maps import open_stack_for_writing
 from cryosweep.io.particles import Particles, read_particles
+from cryosweep.job.data import Data
+from cryosweep.job.masks import mask_base
+from cryosweep.job.neighbours import neighbours_apart
+from cryosweep.job.starting import Start
+from cryosweep.job.subtraction import Images
 from cryosweep.mask import soft_mask, threshold_of
 from cryosweep.neighbours import (
     NeighbourPower,
@@ -34,7 +41,7 @@ from cryosweep.simulate import (
     simulate,
     truth_in_frame,
 )
-from cryosweep.subtraction import rest_of, share_removed, subtracted
+from cryosweep.subtraction import Rest, rest_of, share_removed, subtracted
 from tests.test_statistics import Record
 
 BOX, PIXEL = 64, 5.25
@@ -104,7 +111,10 @@ def test_perfect_knowledge_of_the_neighbours_tells_the_truth(scene: Scene, recor
             HalfMaps(density[name], density[name], PIXEL), torch.ones(BOX, BOX, BOX), filter="none"
         )
         parts.append(neighbours_at(at_true, rest, poses.rotations, poses.shifts, device=CPU))
-    there = HalfMaps(sum(part.half_a for part in parts), sum(part.half_b for part in parts), PIXEL)
+    first, second = (
+        torch.stack(halves).sum(dim=0) for halves in zip(*(part.pair for part in parts), strict=True)
+    )
+    there = HalfMaps(first, second, PIXEL)
     maps = reconstruct_half_maps(scene.particles, poses.rotations, poses.shifts, device=CPU)
     power = neighbour_power(maps, there, scene.mask)
     curve = fsc(*(half * scene.mask for half in maps.pair))
@@ -174,7 +184,8 @@ def test_neighbours_that_have_nothing_in_common_leave_sqrt_of_one_less_their_sha
     """T = P sqrt(1 - share) for textures drawn apart, with both maps known."""
     size = 48
     domain, neighbours, *noise = torch.randn(4, size, size, size, generator=generator)
-    halves = HalfMaps(*(domain + 0.8 * neighbours + 0.7 * each for each in noise), PIXEL)
+    first, second = (domain + 0.8 * neighbours + 0.7 * each for each in noise)
+    halves = HalfMaps(first, second, PIXEL)
     mask = torch.ones(size, size, size)
     power = neighbour_power(halves, HalfMaps(0.8 * neighbours, 0.8 * neighbours, PIXEL), mask)
     assert power.share(5, 23) == pytest.approx(0.64 / 1.64, abs=0.02)
@@ -182,3 +193,24 @@ def test_neighbours_that_have_nothing_in_common_leave_sqrt_of_one_less_their_sha
     curve = fsc(*halves.pair)
     for found in (expected_truth(curve, power), most_of_truth(curve, power)):
         assert float((found - truth)[5:24].abs().mean()) < 0.03
+
+
+def test_a_job_says_why_neighbours_are_not_measured(scene: Scene) -> None:
+    """The reasons, and for a labelled domain a map of the rest that spares its region."""
+    size = (f"data.box_size={BOX}", f"data.pixel_size={PIXEL}", "refinement.initial_lowpass=20")
+    data = Data(scene.particles, scene.truth, "")
+    start = Start(scene.particles, scene.start, (0.0, 0.0, 0.0), pd.DataFrame(), {})
+    images = Images(scene.particles, scene.start, None, 0.0)
+
+    def apart(*given: str) -> Rest | str:
+        (config,) = make_plan([*size, *given], multirun=False).jobs
+        return neighbours_apart(config, data, start, images, mask_base(config, data, start, CPU), CPU)
+
+    assert apart("scoring.neighbours=false") == "scoring.neighbours=false"
+    assert "which has no neighbours" in str(apart("mask_base=consensus"))
+    files = ("mask=file", "mask.path=a.mrc", "scoring=file", "scoring.path=a.mrc")
+    assert "no map tells the domain from the rest" in str(apart(*files))
+    rest = apart(f"mask_base.name={DOMAIN}")
+    assert isinstance(rest, Rest)
+    assert float(rest.removed[scene.region > 0.99].max()) < 0.05
+    assert float((rest.removed * scene.outside).sum() / scene.outside.sum()) > 0.5

@@ -370,7 +370,9 @@ def describe_groups(roots: Sequence[Path]) -> str:
     for group in [*SCHEMAS, *(name for name in found if name not in SCHEMAS)]:
         options = found[group]
         shown = "  ".join(option + "*" * (option == defaults.get(group)) for option in options)
-        lines.append(f"  {group:<14} {shown}")
+        lines += textwrap.wrap(
+            shown, 110, initial_indent=f"  {group:<14} ", subsequent_indent=" " * 17, break_on_hyphens=False
+        )
         schemas = SCHEMAS.get(group, ())
         names = dict.fromkeys(field.name for schema in schemas for field in fields(schema))
         keys = " ".join(name for name in names if name != "kind")

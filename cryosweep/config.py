@@ -123,6 +123,8 @@ class SimulatedData(DataConfig):
     voltage: float
     spherical_aberration: float
     amplitude_contrast: float
+    signal_lowpass: float | None
+    signal: bool
     simulation_seed: int
     kind: str = "simulated"
 
@@ -156,6 +158,13 @@ class ConsensusFiles(ConsensusConfig):
     half_a: str
     half_b: str
     kind: str = "files"
+
+
+@dataclass
+class ModelConsensus(ConsensusConfig):
+    """The simulated complex itself, free of noise, for both half-sets."""
+
+    kind: str = "model"
 
 
 @dataclass
@@ -271,6 +280,7 @@ class ScoringConfig:
     band_high: float | None
     randomisations: int
     jackknife: int
+    neighbours: bool
 
 
 @dataclass
@@ -457,7 +467,13 @@ class JobConfig:
 
 SCHEMAS: dict[str, tuple[type, ...]] = {
     "data": (SimulatedData, RelionData),
-    "consensus": (ReconstructedConsensus, ConsensusFiles, HomogeneousConsensus, NonuniformConsensus),
+    "consensus": (
+        ReconstructedConsensus,
+        ConsensusFiles,
+        ModelConsensus,
+        HomogeneousConsensus,
+        NonuniformConsensus,
+    ),
     "mask_base": (DomainBase, FileBase, ConsensusBase, RegionsBase),
     "mask": (SoftMask, MaskFile),
     "scoring": (SoftScoring, ScoringFile),
@@ -609,6 +625,13 @@ def _data_faults(data: DataConfig) -> list[str]:
         *_range("data.voltage", data.voltage, 50, 1000, unit="kV"),
         *_range("data.spherical_aberration", data.spherical_aberration, 0, 10, unit="mm"),
         *_range("data.amplitude_contrast", data.amplitude_contrast, 0, 1),
+        *_range(
+            "data.signal_lowpass",
+            data.signal_lowpass,
+            2.0 * data.pixel_size,
+            unit="Å",
+            remedy="it ends at Nyquist at the finest; null leaves the signal whole",
+        ),
         *_range("data.simulation_seed", data.simulation_seed, 0, 2**31 - 1),
     ]
     for domain in ("head", "foot", "arm"):
@@ -626,6 +649,8 @@ def _data_faults(data: DataConfig) -> list[str]:
 
 def _consensus_faults(config: JobConfig) -> list[str]:
     chosen = config.consensus
+    if isinstance(chosen, ModelConsensus) and not isinstance(config.data, SimulatedData):
+        return ["consensus=model: only simulated data have a model; choose consensus=reconstruct or files"]
     if not isinstance(chosen, HomogeneousConsensus):
         return []
     found = [

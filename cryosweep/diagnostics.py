@@ -421,6 +421,56 @@ def gsfsc_figure(
     return figure
 
 
+@dataclass(frozen=True)
+class NeighbourCurves:
+    """FSC with the truth under one mask, as half-maps tell it; each (n_shells,).
+
+    Attributes:
+        promised: what the half-maps promise.
+        expected: what is left of it without the neighbours' share.
+        at_most: the most that can be left.
+        truth: where it is known, else None.
+    """
+
+    promised: Array
+    expected: Array
+    at_most: Array
+    truth: Array | None
+
+
+def neighbours_figure(
+    panels: Mapping[str, NeighbourCurves], *, frequency: Array, pixel_size: float
+) -> Figure:
+    """How well half-maps agree, and how much of that can be the domain's.
+
+    Good: the curves lie on each other. Wrong: what is expected parts from what is promised; what lies between
+    is agreement on density that is not the domain's.
+
+    Args:
+        panels: heading, such as the mask, to its curves; if one knows the truth, the last.
+        frequency: (n_shells,) in 1/Å.
+        pixel_size: Å.
+    """
+    figure = Figure(figsize=(8.6, 4.4), layout="constrained")
+    rows = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (title, curves) in zip(rows, panels.items(), strict=True):
+        axes.fill_between(frequency, curves.expected, curves.promised, color=ORANGE, alpha=0.3, linewidth=0,
+                          label="the neighbours'")  # fmt: skip
+        axes.plot(frequency, curves.promised, color=BLUE, linewidth=1.6, label="promised by the half-maps")
+        axes.plot(frequency, curves.at_most, color=SKY_BLUE, linewidth=1.2, label="at most")
+        axes.plot(frequency, curves.expected, color=VERMILION, linewidth=2.2, label="expected of the domain")
+        if curves.truth is not None:
+            axes.plot(frequency, curves.truth, color=BLACK, linewidth=1.4, linestyle="--", label="truth")
+        axes.axhline(0.5, color=GREY, linewidth=0.8, linestyle=":")
+        _resolution_axis(axes, 2.0 * pixel_size, spacing=0.14)
+        axes.set_xlabel("resolution (Å)")
+        axes.set_ylim(0.0, 1.03)
+        axes.set_title(title, fontsize=11)
+    rows[0].set_ylabel("FSC of the map with the truth")
+    figure.legend(*rows[-1].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=9)
+    return figure
+
+
 def pose_changes_figure(
     rotation_change: Array,
     shift_change: Array,
@@ -871,8 +921,8 @@ def _change_panel(
     axes.legend(fontsize=8, loc="best")
 
 
-def _resolution_axis(axes: Axes, nyquist: float) -> None:
-    ticks = resolution_ticks(nyquist)
+def _resolution_axis(axes: Axes, nyquist: float, *, spacing: float = 0.07) -> None:
+    ticks = resolution_ticks(nyquist, spacing=spacing)
     axes.set_xlim(0.0, 1.0 / nyquist)
     axes.set_xticks([frequency for frequency, _ in ticks], [label for _, label in ticks])
     axes.set_xlabel("resolution (Å); the axis is linear in 1/Å and ends at Nyquist")

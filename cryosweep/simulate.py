@@ -29,6 +29,7 @@ from cryosweep.fourier import (
     frequency_radius,
     half_plane,
     images_of_spectrum,
+    low_pass,
     shift_phase,
 )
 from cryosweep.geometry import (
@@ -126,6 +127,8 @@ class SimulationSettings:
         voltage: kV.
         spherical_aberration: mm.
         amplitude_contrast: fraction.
+        signal_lowpass: Å, where the signal ends, or None: a null test of what is claimed beyond it.
+        signal: False leaves the noise alone, at the variance that the signal would have called for.
         seed: equal settings give equal files.
     """
 
@@ -145,6 +148,8 @@ class SimulationSettings:
     voltage: float = 300.0
     spherical_aberration: float = 2.7
     amplitude_contrast: float = 0.1
+    signal_lowpass: float | None = None
+    signal: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -178,6 +183,10 @@ class SimulationSettings:
             (
                 0 <= self.amplitude_contrast < 1,
                 f"amplitude_contrast={self.amplitude_contrast} must lie in [0, 1)",
+            ),
+            (
+                self.signal_lowpass is None or self.signal_lowpass >= 2 * self.pixel_size,
+                f"signal_lowpass={self.signal_lowpass} Å must be 2 x pixel_size or more",
             ),
             (0 <= self.seed < 2**63, f"seed={self.seed} must be 0 or more, below 2^63"),
         ]
@@ -548,7 +557,7 @@ def _write_signal(
             transfer = contrast_transfer(optics[index].to(dtype=torch.float64, device=device), frequencies)
             images = images_of_spectrum(spectra[places.to(device)] * transfer.float(), plane).cpu()
             power[index] = images.double().square().mean(dim=(1, 2))
-            stack[int(index[0]) : int(index[-1]) + 1] = images.numpy()
+            stack[int(index[0]) : int(index[-1]) + 1] = images.numpy() if settings.signal else 0.0
             if advance is not None:
                 advance(len(index))
     return float(power.mean())
@@ -578,7 +587,7 @@ def _domain_spectra(
             pixel_size=settings.pixel_size,
             centre=centre,
         )
-        reference = make_reference(volume.float().to(device))
+        reference = make_reference(_limited(volume, settings).float().to(device))
         landing = poses[name].shifts + (poses[name].rotations @ centre)[:, :2]
         for places in torch.arange(len(group)).split(chunk_size):
             index = group[places]
@@ -586,6 +595,13 @@ def _domain_spectra(
             shifts_px = (landing[index] / settings.pixel_size).float().to(device)
             spectra[places.to(device)] += slices(reference, rotations, plane) * shift_phase(plane, shifts_px)
     return spectra
+
+
+def _limited(volume: Tensor, settings: SimulationSettings) -> Tensor:
+    """`volume` up to where the signal ends."""
+    if settings.signal_lowpass is None:
+        return volume
+    return low_pass(volume, resolution=settings.signal_lowpass, pixel_size=settings.pixel_size)
 
 
 def noise_power(box_size: int, pixel_size: float) -> Tensor:
@@ -630,6 +646,7 @@ def _write_maps(structure: Structure, settings: SimulationSettings, folder: Path
             box_size=settings.box_size,
             pixel_size=settings.pixel_size,
         )
+        volume = _limited(volume, settings)
         write_map(folder / f"truth_{name}.mrc", volume, pixel_size=settings.pixel_size)
     labels = domain_labels(structure, box_size=settings.box_size, pixel_size=settings.pixel_size)
     write_map(folder / "domains.mrc", labels, pixel_size=settings.pixel_size)

@@ -30,7 +30,7 @@ LINES: tuple[tuple[str, ...], ...] = (
     ("io", "rules"),
     ("search", "reconstruction", "selection"),
     ("refinement", "subtraction", "simulate", "sharpening", "local_resolution"),
-    ("consensus",),
+    ("consensus", "neighbours"),
     ("diagnostics", "tracking", "progress", "study.statistics", "study.points"),
     ("study.store", "study.assessment", "study.findings", "study.truth", "study.proposals"),
     ("study.comparison", "study.review"),
@@ -45,6 +45,7 @@ LINES: tuple[tuple[str, ...], ...] = (
     ("job.starting",),
     ("job.masks", "job.outputs"),
     ("job.fulcrum", "job.subtraction", "job.postprocessing"),
+    ("job.neighbours",),
     ("job.run",),
     ("job",),
     ("commands",),
@@ -84,7 +85,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "starfile": ("io.particles",),
     "pandas": (
         "io.particles", "simulate", "study.assessment", "study.comparison", "study.tables",
-        "job.memory", "job.refining", "job.scores", "job.starting", "job.outputs",
+        "job.memory", "job.refining", "job.scores", "job.starting", "job.outputs", "job.neighbours",
         "file_commands.fsc", "file_commands.segment", "file_commands.anisotropy",
     ),
     "matplotlib": ("diagnostics", "study.figures", "study.pictures"),
@@ -193,7 +194,7 @@ def test_every_library_is_a_declared_dependency() -> None:
 
 def test_numerical_code_knows_no_configuration_tracking_or_figures() -> None:
     modules = [module for line in NUMERICAL for module in line]
-    assert len(modules) == 33
+    assert len(modules) == 34
     for module in modules:
         assert imported(module)[1].isdisjoint(
             {"hydra", "omegaconf", "mlflow", "matplotlib", "plotly", "tqdm"}

@@ -100,8 +100,8 @@ def test_memory() -> None:
 def test_every_file_of_conf_is_counted() -> None:
     """A file that no test below composes would be noticed here; hydra/ holds logging and the sweepers."""
     files = [path.relative_to(conf_folder()) for path in conf_folder().rglob("*.yaml")]
-    assert len(files) == 43
-    assert len(OPTIONS) == 38
+    assert len(files) == 47
+    assert len(OPTIONS) == 42
     assert {str(path) for path in files if path.parts[0] == "hydra"} == {
         "hydra/hydra_logging/cryosweep.yaml",
         "hydra/job_logging/cryosweep.yaml",
@@ -115,7 +115,8 @@ def test_every_file_of_conf_is_counted() -> None:
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes_and_is_valid(option: str) -> None:
     made = plan(option, *NEEDED.get(option, []))
-    assert len(made.jobs) == {"experiment=demo": 6, "experiment=fulcrum": 3}.get(option, 1)
+    sweeps = {"demo": 6, "fulcrum": 3, "null_static": 9, "null_iterative": 6, "null_noise": 6}
+    assert len(made.jobs) == sweeps.get(option.removeprefix("experiment="), 1)
 
 
 @pytest.mark.parametrize("option", OPTIONS)

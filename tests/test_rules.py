@@ -343,10 +343,10 @@ def test_r24_scale_belongs_to_the_whole_particle() -> None:
 
 
 def test_r26_neighbours_in_the_mask() -> None:
-    assert rules.neighbours_share(0.10) is None
-    spoke(rules.neighbours_share(0.20), "R26", "warning", "20%")
-    spoke(rules.neighbours_share(0.35), "R26", "error", "no resolution is to be quoted")
-    assert rules.rim_share(0.08) is None
+    assert rules.neighbours_share(0.16) is None
+    spoke(rules.neighbours_share(0.25, mask="the scoring mask"), "R26", "warning", "25%", "the scoring mask")
+    spoke(rules.neighbours_share(0.45), "R26", "error", "no resolution is to be quoted")
+    assert rules.rim_share(0.06) is None
     spoke(rules.rim_share(0.21), "R26", "warning", "soft edge")
 
 

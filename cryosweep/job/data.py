@@ -119,5 +119,7 @@ def _simulation_settings(data: schemas.SimulatedData) -> SimulationSettings:
         voltage=data.voltage,
         spherical_aberration=data.spherical_aberration,
         amplitude_contrast=data.amplitude_contrast,
+        signal_lowpass=data.signal_lowpass,
+        signal=data.signal,
         seed=data.simulation_seed,
     )

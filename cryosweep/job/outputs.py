@@ -99,7 +99,6 @@ def draw(
         "slices": diagnostics.slices_figure(
             volume, pixel_size=pixel_size, fulcrum=point, mask=soft, title="refined map"
         ),
-        "fourier_slices": diagnostics.fourier_slices_figure(volume, pixel_size),
         "mask": diagnostics.mask_figure(soft, volume, pixel_size, point),
         "gsfsc": diagnostics.gsfsc_figure(
             summary,
@@ -118,6 +117,8 @@ def draw(
             at_shift_extent=last.at_shift_extent,
         ),
     }
+    if volume.any():  # halves that share nothing leave a weighted mean of nothing
+        figures["fourier_slices"] = diagnostics.fourier_slices_figure(volume, pixel_size)
     save_figures(folder, figures)
 
 

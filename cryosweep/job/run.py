@@ -20,6 +20,7 @@ from cryosweep.job.files import inputs_read
 from cryosweep.job.fulcrum import fulcrum_point, interface_point, write_fulcrum
 from cryosweep.job.masks import aligning_mask, mask_base, mask_origin, scoring_ruler, smoothed_consensus
 from cryosweep.job.memory import MEMORY, budget_of, left_of
+from cryosweep.job.neighbours import draw_neighbours, measure_neighbours, neighbours_apart
 from cryosweep.job.outputs import draw, draw_statistics, log_outputs, write_tables, write_volumes
 from cryosweep.job.postprocessing import postprocess
 from cryosweep.job.refined import refined
@@ -71,6 +72,9 @@ def run_job(config: JobConfig, folder: Path, tracker: Tracker, progress: Progres
     if images.rest is not None and isinstance(config.consensus, schemas.ConsensusFiles):
         notes.extend(check_half_maps(particles, start.half_maps, device=device))
     removal = subtraction_findings(config, particles, images)
+    apart = neighbours_apart(config, data, start, images, base, device)
+    if isinstance(apart, str):
+        notes.append(f"Not measured: the neighbours' share under the masks; {apart}.")
     made = mask_origin(config, base, mask, particles.pixel_size)
     smooth_start = smoothed_consensus(config, data, start)
     setup = review_setup(
@@ -124,6 +128,10 @@ def run_job(config: JobConfig, folder: Path, tracker: Tracker, progress: Progres
     summary["score/held_out_likelihood"] = float(held_out.mean())
     summary |= start.metrics
     summary |= subtraction_metrics(images, particles, half_maps, result, ruler, device, progress)
+    near = None
+    if not isinstance(apart, str):
+        near = measure_neighbours(images, apart, scored, result, half_maps, mask, ruler, device, progress)
+        summary |= near.metrics
     review = review_result(
         scored, half_maps, mask, particles, result, fulcrum=fulcrum, settings=settings, made=made
     )  # fmt: skip
@@ -133,18 +141,21 @@ def run_job(config: JobConfig, folder: Path, tracker: Tracker, progress: Progres
         resolution=summary["resolution/own_corrected_0143"],
     )  # fmt: skip
     metrics, about_maps = postprocess(config.postprocessing, folder, half_maps, scored, mask, start)
-    findings = rules.worst_first((*setup, *removal, *review.findings, *about_maps))
-    notes.extend(map(str, rules.worst_first((*review.findings, *about_maps))))
+    result_findings = (*review.findings, *about_maps, *(() if near is None else near.findings))
+    findings = rules.worst_first((*setup, *removal, *result_findings))
+    notes.extend(map(str, rules.worst_first(result_findings)))
     summary |= review.metrics | metrics
     summary["seconds"] = time.monotonic() - began
     summary["cpu_seconds"] = time.process_time() - cpu_began
 
     write_volumes(folder, half_maps, scored, start, start_curve, mask, ruler, images.rest)
-    curves = curve_table(scored, start_curve, truth, start_truth)
+    curves = curve_table(scored, start_curve, truth, start_truth, {} if near is None else near.curves)
     write_tables(folder, particles, result, review, curves, truth, start_truth, held_out, left_out)
     start.curves.to_csv(folder / "consensus_fsc.csv", index=False, float_format="%.6f")
     draw(folder, scored, result, mask, fulcrum, settings, particles.pixel_size)
     draw_statistics(folder, particles, result, review, settings)
+    if near is not None:
+        draw_neighbours(folder, curves, particles.pixel_size)
     write_findings(folder, findings)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     record_run(

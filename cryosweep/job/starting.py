@@ -66,6 +66,17 @@ def starting_maps(
         metrics = consensus_metrics(curves, data, particles)
         key = " ".join([data.key, *(digest_file(Path(path)) for path in paths)])
         return Start(particles, half_maps, origin, consensus_table(curves), metrics, key)
+    if isinstance(chosen, schemas.ModelConsensus):
+        assert data.truth is not None
+        density = [read_map(domain.density).data for domain in data.truth.domains.values()]
+        model = torch.stack(density).sum(dim=0).to(device, torch.float32)
+        half_maps = HalfMaps(model, model, particles.pixel_size)
+        curves = consensus_curves(half_maps, automatic_mask(half_maps), seed=config.seed)
+        metrics = consensus_metrics(curves, data, particles)
+        no_origin = (0.0, 0.0, 0.0)
+        return Start(
+            particles, half_maps, no_origin, consensus_table(curves), metrics, f"{data.key} model"
+        )  # fmt: skip
 
     def make(folder: Path) -> None:
         progress.start(len(particles), "reconstructing the starting maps")

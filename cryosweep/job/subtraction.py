@@ -58,8 +58,7 @@ def images_to_refine(
         filter = chosen.filter
     else:
         assert isinstance(chosen, schemas.DomainSubtraction)
-        kept = _kept(config, chosen, base, particles, device)
-        removed = _outside(config, chosen, data, start, kept)
+        removed = outside_of(_kept(config, chosen, base, particles, device), config, chosen, data, start)
         filter = chosen.filter
     rest = rest_of(start.half_maps, removed, filter=filter.value)  # pyright: ignore[reportArgumentType]
     lacking = subtracted(particles, rest, device=device)
@@ -98,10 +97,14 @@ def _kept(
     return cut_mask(base, region, "subtraction", particles.pixel_size)
 
 
-def _outside(
-    config: JobConfig, chosen: schemas.DomainSubtraction, data: Data, start: Start, kept: Tensor
+def outside_of(
+    kept: Tensor, config: JobConfig, chosen: schemas.DomainSubtraction, data: Data, start: Start
 ) -> Tensor:
-    """Share of each voxel that is removed: a soft mask of the starting map, less what is kept."""
+    """(d, d, d) share of each voxel that is removed: a soft mask of the starting map, less what is kept.
+
+    Raises:
+        ValueError: there is nothing outside of `kept`, or nothing in it.
+    """
     pixel_size = data.particles.pixel_size
     base = 0.5 * (start.half_maps.half_a + start.half_maps.half_b)
     if chosen.smoothing > 0:

@@ -6,7 +6,7 @@ the curves stands the held-out log-likelihood, which judges poses: each image ag
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -389,9 +389,13 @@ def score_against_truth(
 
 
 def curve_table(
-    score: Score, start: Tensor, truth: TruthScore | None, start_truth: TruthScore | None
+    score: Score,
+    start: Tensor,
+    truth: TruthScore | None,
+    start_truth: TruthScore | None,
+    neighbours: Mapping[str, Tensor],
 ) -> pd.DataFrame:
-    """Every curve as a column, one row a shell."""
+    """Every curve as a column, one row a shell; `neighbours` are more of them, none if not measured."""
     columns: dict[str, Tensor] = {
         "frequency": score.own.frequency,
         **{f"own_{name}": getattr(score.own, name) for name in (*OWN_CURVES[:-1], "randomised", "corrected")},
@@ -399,6 +403,7 @@ def curve_table(
         "frozen_randomised": score.frozen.randomised,
         "frozen_corrected": score.frozen.corrected,
         "start_frozen": start,
+        **neighbours,
     }
     if truth is not None and start_truth is not None:
         columns |= {"truth": truth.curve, "start_truth": start_truth.curve}

@@ -123,6 +123,7 @@ class SimulatedData(DataConfig):
     spherical_aberration: float
     amplitude_contrast: float
     simulation_seed: int
+    head_mass: float | None
     kind: str = "simulated"
 
 
@@ -606,6 +607,7 @@ def _data_faults(data: DataConfig) -> list[str]:
         *_range("data.spherical_aberration", data.spherical_aberration, 0, 10, unit="mm"),
         *_range("data.amplitude_contrast", data.amplitude_contrast, 0, 1),
         *_range("data.simulation_seed", data.simulation_seed, 0, 2**31 - 1),
+        *_range("data.head_mass", data.head_mass, 5, 279, unit="kDa"),
     ]
     for domain in ("head", "foot", "arm"):
         rotation, shift = getattr(data.rotation_spread, domain), getattr(data.shift_spread, domain)

@@ -46,7 +46,9 @@ def load_data(config: JobConfig, store: Store, device: torch.device, progress: P
         progress.start(settings.particles, "simulating")
         simulate(settings, folder, device=device, advance=progress.advance)
 
-    folder = store.get("simulation", SIMULATION_VERSION, asdict(settings), [], make)
+    # what is not chosen is no part of the key, so that simulations made before there was a choice stay valid
+    chosen = {name: value for name, value in asdict(settings).items() if value is not None}
+    folder = store.get("simulation", SIMULATION_VERSION, chosen, [], make)
     data = Data(read_particles(folder / "particles.star"), load_truth(folder), folder.name)
     return _select(data, config.data)
 
@@ -98,4 +100,5 @@ def _simulation_settings(data: schemas.SimulatedData) -> SimulationSettings:
         spherical_aberration=data.spherical_aberration,
         amplitude_contrast=data.amplitude_contrast,
         seed=data.simulation_seed,
+        head_mass=data.head_mass,
     )

@@ -678,8 +678,9 @@ def load_truth(folder: Path) -> Truth:
     Raises:
         ValueError: a file of the truth is absent.
     """
-    expected = [folder / "domains.mrc", folder / "simulation.json"]
+    expected = [folder / "domains.mrc"]
     expected += [folder / f"truth_{name}.{suffix}" for name in DOMAINS for suffix in ("star", "mrc")]
+    expected.append(folder / "simulation.json")
     missing = [path.name for path in expected if not path.is_file()]
     if missing:
         raise ValueError(

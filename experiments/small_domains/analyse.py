@@ -1,11 +1,11 @@
 """Which domains were aligned, by the truth and without it, and what the images could have told.
 
-    python experiments/small_domains/analyse.py OUT/small_domains/sweep_* OUT/small_domains_limit/sweep_*
-        --figure docs/images/small_domains.png --table experiments/small_domains/results.csv
+    python experiments/small_domains/analyse.py cryosweep_out/small_domains/sweep_* \
+        --limit cryosweep_out/small_domains_limit/sweep_*
 
-Reads the run folders of `experiment=small_domains` and `experiment=small_domains_limit` (any number of sweep
-folders, in any order) and prints the frontier, how often the verdict without the truth is right, the width of
-the posterior beside the Cramér-Rao bound, and what each choice does at the limit.
+Reads the run folders of `experiment=small_domains` and `experiment=small_domains_limit` and prints the
+frontier, how often the verdict without the truth is right, the width of the posterior beside the Cramér-Rao
+bound, and what each choice does at the limit.
 
 With the truth a run is
 
@@ -262,7 +262,7 @@ class Information:
         return math.sqrt(low * high)
 
 
-def information(config: Mapping[str, object], *, particles: int = BOUND_PARTICLES) -> Information:
+def information(config: Mapping[str, object], *, particles: int) -> Information:
     """What images of the moving head tell about its pose, all else subtracted and the reference known."""
     data, search = config["data"], config["search"]
     assert isinstance(data, Mapping)
@@ -412,43 +412,37 @@ def averages(group: pd.DataFrame, form: Callable[[float], str], *names: str) -> 
     return [form(float(group[name].mean())) for name in names]
 
 
-def base_recipe(table: pd.DataFrame) -> pd.Series:
-    """Rows of the frontier: the choices that most runs share."""
-    chosen = pd.Series(True, index=table.index)
-    for factor in FACTORS:
-        chosen &= table[factor] == table[factor].mode()[0]
-    return chosen
-
-
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=str(__doc__).splitlines()[0],
-        epilog="example: python experiments/small_domains/analyse.py cryosweep_out/small_domains*/sweep_*",
+        epilog="example: python experiments/small_domains/analyse.py cryosweep_out/small_domains/sweep_*",
     )
-    parser.add_argument("sweeps", nargs="+", type=Path, help="folders of the two sweeps")
+    parser.add_argument("sweeps", nargs="+", type=Path, help="folders of sweeps of small_domains")
+    parser.add_argument("--limit", nargs="+", type=Path, default=[], help="... of small_domains_limit")
     parser.add_argument(
         "--figure", type=Path, default=Path("small_domains.png"), help="(default: %(default)s)"
     )
     parser.add_argument("--table", type=Path, help="CSV with one row a run")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     torch.set_num_threads(1)
 
     runs = read_runs(arguments.sweeps)
-    table = table_of(runs)
-    # the sweep at the limit has one split, so no replicates: it is told from the frontier by that
-    frontier, limit = table[table["differ"].notna()], table[table["differ"].isna()]
-    if frontier.empty:
-        raise SystemExit("no run has a replicate in other half sets: give the sweep of small_domains too")
+    frontier = table_of(runs)
+    limit = table_of(read_runs(arguments.limit)) if arguments.limit else frontier.iloc[:0]
+    everything = pd.concat([frontier, limit])
     if arguments.table is not None:
-        table.round(4).to_csv(arguments.table, index=False)
+        everything.round(4).to_csv(arguments.table, index=False)
 
-    config = {run.point["mass"]: run.config for run in runs if run.choices["prior"] == "prior"}
-    known = {mass: information(config[mass]) for mass in sorted(frontier["mass"].unique(), reverse=True)}
+    config = {run.point["mass"]: run.config for run in runs}
+    known = {
+        mass: information(config[mass], particles=BOUND_PARTICLES)
+        for mass in sorted(frontier["mass"].unique(), reverse=True)
+    }
     enough = {mass: found.enough() for mass, found in known.items()}
     told = {(m, s): known[m].at(s) for m, s in itertools.product(known, sorted(frontier["snr"].unique()))}
 
     print(f"{len(frontier)} runs of the frontier, {len(limit)} at the limit, "
-          f"{table['cpu_seconds'].sum() / 60:.0f} CPU minutes\n")  # fmt: skip
+          f"{everything['cpu_seconds'].sum() / 60:.0f} CPU minutes\n")  # fmt: skip
     rows: list[list[object]] = []
     for (mass, snr), group in frontier.groupby(["mass", "snr"], sort=False):
         here = told[mass, snr]

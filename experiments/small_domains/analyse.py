@@ -1,7 +1,7 @@
 """Which domains were aligned, by the truth and without it, and what the images could have told.
 
     python experiments/small_domains/analyse.py cryosweep_out/small_domains/sweep_* \
-        --limit cryosweep_out/small_domains_limit/sweep_*
+        --limit cryosweep_out/small_domains_limit/sweep_* --more cryosweep_out/small_domains_more/sweep_*
 
 Reads the run folders of `experiment=small_domains` and `experiment=small_domains_limit` and prints the
 frontier, how often the verdict without the truth is right, the width of the posterior beside the Cramér-Rao
@@ -67,10 +67,9 @@ POINT = ["mass", "snr", "noise", "split"]
 FACTORS = ("prior", "extent", "padding", "subtraction", "regularisation")
 SIGNS = ("replicates", "precision", "half_maps")
 BOUND_PARTICLES = 64
-PUBLISHED = (
-    (150.0, "RELION's rule, 100 to 150"),
-    (100.0, "Henderson 1995, in theory"),
-    (40.0, "smallest whole complexes, 39 to 43"),
+PUBLISHED = (  # kDa, from, to; sources in README.md
+    (100.0, 150.0, "100 to 150: RELION's\nrule for a mask\n100: Henderson 1995,\nin theory"),
+    (38.0, 43.0, "38: his least, as cited\n39 to 43: smallest\ncomplexes solved"),
 )
 
 
@@ -175,7 +174,7 @@ def table_of(runs: Sequence[Run]) -> pd.DataFrame:
         found = signs(run, replicate)
         seen = run.summary
         rows.append({
-            **run.point, **run.choices, "outcome": outcome(seen),
+            **run.point, **run.choices, "particles": len(run.turns), "outcome": outcome(seen),
             "rotation_error": seen["truth/rotation_error_median"],
             "start_rotation_error": seen["start/rotation_error_median"],
             "shift_error": seen["truth/shift_error_median"],
@@ -318,8 +317,11 @@ MEANING = {
 }
 
 
-def draw_frontier(axes: Axes, table: pd.DataFrame, enough: Mapping[float, float]) -> None:
-    """Mass against SNR: a mark a run, filled by outcome, ringed where the verdict without truth is wrong."""
+def draw_frontier(axes: Axes, table: pd.DataFrame, more: pd.DataFrame, enough: Mapping[float, float]) -> None:
+    """Mass against SNR: a mark a run, filled by outcome, ringed where the verdict without truth is wrong.
+
+    Runs with more particles have squares and no verdict.
+    """
     for _, group in table.groupby(["mass", "snr"]):
         for place, (_, row) in enumerate(group.iterrows()):
             x = row["snr"] * 1.09 ** (place - (len(group) - 1) / 2)
@@ -328,15 +330,18 @@ def draw_frontier(axes: Axes, table: pd.DataFrame, enough: Mapping[float, float]
                 x, row["mass"], "o", ms=8, mfc=SHADES[str(row["outcome"])],
                 mec="#d55e00" if wrong else "black", mew=2.2 if wrong else 0.7, zorder=3,
             )  # fmt: skip
+    for _, row in more.iterrows():
+        shade = SHADES[str(row["outcome"])]
+        axes.plot(1.2 * row["snr"], row["mass"], "s", ms=8, mfc=shade, mec="black", mew=0.7, zorder=3)
     masses = sorted(enough)
     axes.plot([enough[mass] for mass in masses], masses, "-", color="#555555", lw=1.5, zorder=2)
-    for mass, text in PUBLISHED:
-        axes.axhline(mass, color="#009e73", lw=0.8, ls=":", zorder=1)
-        axes.annotate(text, (0.99, mass), xycoords=("axes fraction", "data"), ha="right", va="bottom",
-                      fontsize=7, color="#00694d")  # fmt: skip
+    for low, high, text in PUBLISHED:
+        axes.axhspan(low, high, color="#009e73", alpha=0.13, lw=0, zorder=0)
+        axes.annotate(text, (0.985, math.sqrt(low * high)), xycoords=("axes fraction", "data"), ha="right",
+                      va="center", fontsize=7, color="#00543f")  # fmt: skip
     snrs = sorted(table["snr"].unique())
     axes.set(xscale="log", yscale="log", xlabel="SNR of the images (whole particle)",
-             ylabel="mass of the moving domain (kDa)", xlim=(0.7 * snrs[0], 2.6 * snrs[-1]))  # fmt: skip
+             ylabel="mass of the moving domain (kDa)", xlim=(0.75 * snrs[0], 3.6 * snrs[-1]))  # fmt: skip
     axes.set_xticks(snrs, [f"{value:g}" for value in snrs])
     axes.set_yticks(list(enough), [f"{value:g}" for value in enough])
     axes.minorticks_off()
@@ -349,7 +354,7 @@ def draw_frontier(axes: Axes, table: pd.DataFrame, enough: Mapping[float, float]
     marks.append(
         Line2D([], [], color="#555555", lw=1.5, label="signal energy = 4 ln N: more of it to the right")
     )
-    marks.append(Line2D([], [], color="#009e73", lw=0.8, ls=":", label="published, real images"))
+    marks.append(Line2D([], [], color="#009e73", lw=7, alpha=0.2, label="published limits, real images"))
     axes.legend(handles=marks, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False)
     axes.set_title("Which domains were aligned", fontsize=10)
 
@@ -419,6 +424,7 @@ def main(given: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("sweeps", nargs="+", type=Path, help="folders of sweeps of small_domains")
     parser.add_argument("--limit", nargs="+", type=Path, default=[], help="... of small_domains_limit")
+    parser.add_argument("--more", nargs="+", type=Path, default=[], help="... with more particles")
     parser.add_argument(
         "--figure", type=Path, default=Path("small_domains.png"), help="(default: %(default)s)"
     )
@@ -429,7 +435,8 @@ def main(given: Sequence[str] | None = None) -> None:
     runs = read_runs(arguments.sweeps)
     frontier = table_of(runs)
     limit = table_of(read_runs(arguments.limit)) if arguments.limit else frontier.iloc[:0]
-    everything = pd.concat([frontier, limit])
+    more = table_of(read_runs(arguments.more)) if arguments.more else frontier.iloc[:0]
+    everything = pd.concat([frontier, more, limit])
     if arguments.table is not None:
         everything.round(4).to_csv(arguments.table, index=False)
 
@@ -441,7 +448,7 @@ def main(given: Sequence[str] | None = None) -> None:
     enough = {mass: found.enough() for mass, found in known.items()}
     told = {(m, s): known[m].at(s) for m, s in itertools.product(known, sorted(frontier["snr"].unique()))}
 
-    print(f"{len(frontier)} runs of the frontier, {len(limit)} at the limit, "
+    print(f"{len(frontier)} runs at the frontier, {len(more)} of more particles, {len(limit)} at the limit; "
           f"{everything['cpu_seconds'].sum() / 60:.0f} CPU minutes\n")  # fmt: skip
     rows: list[list[object]] = []
     for (mass, snr), group in frontier.groupby(["mass", "snr"], sort=False):
@@ -460,6 +467,12 @@ def main(given: Sequence[str] | None = None) -> None:
         "posterior SD (°)", "least", "splits differ (°)", "shift error (Å)", "right to (Å)",
         "half maps to (Å)",
     )), end="\n\n")  # fmt: skip
+
+    if len(more):
+        names = ("mass", "snr", "particles", "outcome", "rotation_error", "shift_error", "right_to")
+        rows = [[f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row]
+                for row in more[list(names)].to_numpy()]  # fmt: skip
+        print(markdown(rows, names), end="\n\n")
 
     scores = [[sign, *judged(frontier, sign).values()] for sign in (*SIGNS, "taken", "R13", "R14")]
     print(markdown(scores, ("sign", "right", "false alarms", "misses", "of")), end="\n\n")
@@ -484,7 +497,7 @@ def main(given: Sequence[str] | None = None) -> None:
 
     figure = Figure(figsize=(13 if changes else 9, 5.6), layout="constrained")
     axes = figure.subplots(1, 3 if changes else 2)
-    draw_frontier(axes[0], frontier, enough)
+    draw_frontier(axes[0], frontier, more, enough)
     draw_widths(axes[1], frontier, {key: here["least_error"] for key, here in told.items()})
     if changes:
         draw_effects(axes[2], changes)

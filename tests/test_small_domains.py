@@ -232,11 +232,11 @@ def test_effects_are_paired(analyse: ModuleType) -> None:
         }
         for noise in (0, 1) for prior in ("none", "prior") for padding in (16, 32)
     ]  # fmt: skip
-    levels, changes = analyse.effects(pd.DataFrame(rows), "prior", "rotation_error")
-    assert levels == ["none", "prior"]
+    other, changes = analyse.effects(pd.DataFrame(rows), "prior", "rotation_error", base="none")
+    assert other == "prior"
     assert sorted(changes.tolist()) == [-2.0, -2.0, -1.0, -1.0]
-    with pytest.raises(ValueError, match="extent has 1 levels"):
-        analyse.effects(pd.DataFrame(rows), "extent", "rotation_error")
+    with pytest.raises(ValueError, match=r"extent has levels \[20.0\]"):
+        analyse.effects(pd.DataFrame(rows), "extent", "rotation_error", base=20.0)
 
 
 def test_energy_is_that_of_whitened_images(analyse: ModuleType, tmp_path: Path) -> None:

@@ -203,18 +203,20 @@ def judged(table: pd.DataFrame, sign: str) -> dict[str, int]:
     }
 
 
-def effects(table: pd.DataFrame, factor: str, score: str) -> tuple[list[str], np.ndarray]:
-    """The two levels of a factor, and the change of a score from the first to the second, all else equal.
+def effects(table: pd.DataFrame, factor: str, score: str, *, base: str | float) -> tuple[str, np.ndarray]:
+    """The other level of a factor, and how a score changes from level `base` to it, all else equal.
 
     Raises:
-        ValueError: the factor has not two levels.
+        ValueError: the factor has not two levels, `base` one of them.
     """
     rest = [*POINT, *(name for name in FACTORS if name != factor)]
-    wide = table.pivot_table(index=rest, columns=factor, values=score, dropna=True)
-    levels = [str(level) for level in wide.columns]
-    if len(levels) != 2:
-        raise ValueError(f"{factor} has {len(levels)} levels, and an effect needs two")
-    return levels, (wide.iloc[:, 1] - wide.iloc[:, 0]).dropna().to_numpy()
+    wide = table.pivot_table(index=rest, columns=factor, values=score)
+    levels = list(wide.columns)
+    if len(levels) != 2 or base not in levels:
+        raise ValueError(f"{factor} has levels {levels}, and an effect needs two, one of them {base}")
+    other = next(level for level in levels if level != base)
+    name = f"{other:g}" if isinstance(other, float | int) else str(other)
+    return name, (wide[other] - wide[base]).dropna().to_numpy()
 
 
 # ---- what the images could tell ----
@@ -335,13 +337,13 @@ def draw_frontier(axes: Axes, table: pd.DataFrame, more: pd.DataFrame, enough: M
         axes.plot(1.2 * row["snr"], row["mass"], "s", ms=8, mfc=shade, mec="black", mew=0.7, zorder=3)
     masses = sorted(enough)
     axes.plot([enough[mass] for mass in masses], masses, "-", color="#555555", lw=1.5, zorder=2)
+    snrs = sorted(table["snr"].unique())
     for low, high, text in PUBLISHED:
         axes.axhspan(low, high, color="#009e73", alpha=0.13, lw=0, zorder=0)
-        axes.annotate(text, (0.985, math.sqrt(low * high)), xycoords=("axes fraction", "data"), ha="right",
-                      va="center", fontsize=7, color="#00543f")  # fmt: skip
-    snrs = sorted(table["snr"].unique())
+        place = (1.4 * snrs[-1], math.sqrt(low * high))
+        axes.annotate(text, place, va="center", fontsize=7, color="#00543f")
     axes.set(xscale="log", yscale="log", xlabel="SNR of the images (whole particle)",
-             ylabel="mass of the moving domain (kDa)", xlim=(0.75 * snrs[0], 3.6 * snrs[-1]))  # fmt: skip
+             ylabel="mass of the moving domain (kDa)", xlim=(0.75 * snrs[0], 6 * snrs[-1]))  # fmt: skip
     axes.set_xticks(snrs, [f"{value:g}" for value in snrs])
     axes.set_yticks(list(enough), [f"{value:g}" for value in enough])
     axes.minorticks_off()
@@ -351,6 +353,9 @@ def draw_frontier(axes: Axes, table: pd.DataFrame, more: pd.DataFrame, enough: M
     ]
     marks.append(Line2D([], [], ls="", marker="o", ms=8, mfc="white", mec="#d55e00", mew=2.2,
                         label="the verdict without the truth is wrong"))  # fmt: skip
+    if len(more):
+        text = f"{more['particles'].max()} particles in place of {table['particles'].max()}"
+        marks.append(Line2D([], [], ls="", marker="s", ms=8, mfc="white", mec="black", mew=0.7, label=text))
     marks.append(
         Line2D([], [], color="#555555", lw=1.5, label="signal energy = 4 ln N: more of it to the right")
     )
@@ -397,7 +402,7 @@ def draw_effects(axes: Axes, changes: Mapping[str, np.ndarray]) -> None:
         axes.plot(values, place + jitter, ".", color="#0072b2", ms=4, alpha=0.6)
         axes.plot([values.mean()] * 2, [place - 0.35, place + 0.35], color="black", lw=2)
     axes.axvline(0, color="#555555", lw=0.8)
-    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_yticks(range(len(names)), [name.replace(": ", ":\n") for name in names], fontsize=8)
     axes.invert_yaxis()
     axes.set(xlabel="change of the median rotation error (°)")
     axes.annotate("better", (0.02, 1.01), xycoords="axes fraction", fontsize=8, ha="left", va="bottom")
@@ -483,10 +488,11 @@ def main(given: Sequence[str] | None = None) -> None:
     changes: dict[str, np.ndarray] = {}
     found: list[list[object]] = []
     for factor in FACTORS if len(limit) else ():
-        levels, turned = effects(limit, factor, "rotation_error")
-        _, area = effects(limit, factor, "truth_area")
-        _, moved = effects(limit, factor, "shift_error")
-        name = f"{factor}: {levels[0]} to {levels[1]}"
+        base = frontier[factor].iloc[0]
+        other, turned = effects(limit, factor, "rotation_error", base=base)
+        _, area = effects(limit, factor, "truth_area", base=base)
+        _, moved = effects(limit, factor, "shift_error", base=base)
+        name = f"{factor}: {base:g} to {other}" if isinstance(base, float) else f"{factor}: {base} to {other}"
         changes[name] = turned
         found.append([
             name, f"{turned.mean():+.2f} ({int((turned < 0).sum())} of {len(turned)} better)",
@@ -495,7 +501,7 @@ def main(given: Sequence[str] | None = None) -> None:
     if found:
         print(markdown(found, ("choice", "rotation error (°)", "shift error (Å)", "truth FSC area")))
 
-    figure = Figure(figsize=(13 if changes else 9, 5.6), layout="constrained")
+    figure = Figure(figsize=(13.5 if changes else 9.5, 5.6), layout="constrained")
     axes = figure.subplots(1, 3 if changes else 2)
     draw_frontier(axes[0], frontier, more, enough)
     draw_widths(axes[1], frontier, {key: here["least_error"] for key, here in told.items()})

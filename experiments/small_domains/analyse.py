@@ -334,7 +334,7 @@ def draw_frontier(axes: Axes, table: pd.DataFrame, more: pd.DataFrame, enough: M
             )  # fmt: skip
     for _, row in more.iterrows():
         shade = SHADES[str(row["outcome"])]
-        axes.plot(1.2 * row["snr"], row["mass"], "s", ms=8, mfc=shade, mec="black", mew=0.7, zorder=3)
+        axes.plot(1.36 * row["snr"], row["mass"], "s", ms=8, mfc=shade, mec="black", mew=0.7, zorder=3)
     masses = sorted(enough)
     axes.plot([enough[mass] for mass in masses], masses, "-", color="#555555", lw=1.5, zorder=2)
     snrs = sorted(table["snr"].unique())
@@ -393,7 +393,7 @@ def draw_widths(axes: Axes, table: pd.DataFrame, least: Mapping[tuple[float, flo
     axes.set_title("Why: the poses an image can tell", fontsize=10)
 
 
-def draw_effects(axes: Axes, changes: Mapping[str, np.ndarray]) -> None:
+def draw_effects(axes: Axes, changes: Mapping[str, np.ndarray], title: str) -> None:
     """Change of the rotation error by each choice at the limit, a dot for each pair of runs."""
     names = list(changes)
     for place, name in enumerate(names):
@@ -407,7 +407,7 @@ def draw_effects(axes: Axes, changes: Mapping[str, np.ndarray]) -> None:
     axes.set(xlabel="change of the median rotation error (°)")
     axes.annotate("better", (0.02, 1.01), xycoords="axes fraction", fontsize=8, ha="left", va="bottom")
     axes.annotate("worse", (0.98, 1.01), xycoords="axes fraction", fontsize=8, ha="right", va="bottom")
-    axes.set_title("What moves the limit", fontsize=10, pad=14)
+    axes.set_title(title, fontsize=10, pad=14)
 
 
 # ---- report ----
@@ -506,7 +506,8 @@ def main(given: Sequence[str] | None = None) -> None:
     draw_frontier(axes[0], frontier, more, enough)
     draw_widths(axes[1], frontier, {key: here["least_error"] for key, here in told.items()})
     if changes:
-        draw_effects(axes[2], changes)
+        mass, snr = limit[["mass", "snr"]].iloc[0]
+        draw_effects(axes[2], changes, f"What moves the limit: {mass:g} kDa, SNR {snr:g}")
     figure.savefig(arguments.figure, dpi=80)
 
 

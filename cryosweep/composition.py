@@ -362,8 +362,12 @@ def default_options(root: Path) -> dict[str, str]:
     return {group: str(option) for group, option in pairs if group in SCHEMAS}
 
 
+# A group with more keys has them on its own page of help only, so that all groups fit on a screen.
+MOST_KEYS = 16
+
+
 def describe_groups(roots: Sequence[Path]) -> str:
-    """Groups, options (the default marked) and keys, for the help screen."""
+    """Groups, options (the default marked) and keys, if these are few, for the help screen."""
     defaults = default_options(roots[0])
     lines: list[str] = []
     found = group_options(roots)
@@ -375,8 +379,9 @@ def describe_groups(roots: Sequence[Path]) -> str:
         )
         schemas = SCHEMAS.get(group, ())
         names = dict.fromkeys(field.name for schema in schemas for field in fields(schema))
-        keys = " ".join(name for name in names if name != "kind")
-        lines += _wrapped(keys, indent=6)
+        keys = [name for name in names if name != "kind"]
+        told = " ".join(keys) if len(keys) <= MOST_KEYS else f"({len(keys)} keys: --help {group})"
+        lines += _wrapped(told, indent=6)
     return "\n".join(lines)
 
 

@@ -126,6 +126,7 @@ class SimulatedData(DataConfig):
     signal_lowpass: float | None
     signal: bool
     simulation_seed: int
+    head_mass: float | None
     kind: str = "simulated"
 
 
@@ -633,6 +634,7 @@ def _data_faults(data: DataConfig) -> list[str]:
             remedy="it ends at Nyquist at the finest; null leaves the signal whole",
         ),
         *_range("data.simulation_seed", data.simulation_seed, 0, 2**31 - 1),
+        *_range("data.head_mass", data.head_mass, 5, 279, unit="kDa"),
     ]
     for domain in ("head", "foot", "arm"):
         rotation, shift = getattr(data.rotation_spread, domain), getattr(data.shift_spread, domain)

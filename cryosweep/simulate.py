@@ -71,6 +71,8 @@ ASTIGMATISM = 100.0  # Å, standard deviation of half the difference of the two 
 SPECTRA_LIMIT = 512 * 2**20  # bytes of half-plane samples held at once
 ROBUST_ITERATIONS = 30
 
+SMALLEST_HEAD, LARGEST_HEAD = 5.0, 279.0  # kDa: some thirty residues, and all of it
+
 
 @dataclass(frozen=True)
 class Domain:
@@ -130,6 +132,7 @@ class SimulationSettings:
         signal_lowpass: Å, where the signal ends, or None: a null test of what is claimed beyond it.
         signal: False leaves the noise alone, at the variance that the signal would have called for.
         seed: equal settings give equal files.
+        head_mass: kDa of the head that there are (`core_of`), the rest is left out; None: all of it.
     """
 
     particles: int
@@ -151,6 +154,7 @@ class SimulationSettings:
     signal_lowpass: float | None = None
     signal: bool = True
     seed: int = 0
+    head_mass: float | None = None
 
     def __post_init__(self) -> None:
         faults = [*self._range_faults(), *self._spread_faults()]
@@ -189,6 +193,11 @@ class SimulationSettings:
                 f"signal_lowpass={self.signal_lowpass} Å must be 2 x pixel_size or more",
             ),
             (0 <= self.seed < 2**63, f"seed={self.seed} must be 0 or more, below 2^63"),
+            (
+                self.head_mass is None or SMALLEST_HEAD <= self.head_mass <= LARGEST_HEAD,
+                f"head_mass={self.head_mass} kDa must lie between {SMALLEST_HEAD:g} and {LARGEST_HEAD:g}, "
+                "the whole head, or be left out",
+            ),
         ]
         faults = [message for holds, message in checks if not holds]
         if self.box_size * self.pixel_size < MINIMUM_WIDTH:
@@ -256,6 +265,7 @@ class Truth:
         box_size: px.
         pixel_size: Å.
         scale: (n,) float64 of each particle's signal, or None where all are 1.
+        head_mass: kDa of the head that was simulated; None: all of it.
     """
 
     domains: Mapping[str, DomainTruth]
@@ -263,6 +273,7 @@ class Truth:
     box_size: int
     pixel_size: float
     scale: Tensor | None = None
+    head_mass: float | None = None
 
     def take(self, index: Tensor) -> Truth:
         """The truth about the particles at `index` (k,), in that order."""
@@ -294,8 +305,12 @@ class FrameChange:
 # ---- the complex ----
 
 
-def load_ribosome() -> Structure:
-    """The 70S ribosome of PDB 4V5A as four rigid domains, without its ligands (tRNA, mRNA, RRF)."""
+def load_ribosome(head_mass: float | None = None) -> Structure:
+    """The 70S ribosome of PDB 4V5A as four rigid domains, without its ligands (tRNA, mRNA, RRF).
+
+    Args:
+        head_mass: kDa of the head that are kept (`core_of`); None: all of it. Hinges do not depend on it.
+    """
     with as_file(files("cryosweep") / "data" / "ribosome70s_4v5a_ca.csv.gz") as path:
         table = pd.read_csv(path, keep_default_na=False)
     coordinates = torch.tensor(table[["x", "y", "z"]].to_numpy(), dtype=torch.float64)
@@ -316,7 +331,22 @@ def load_ribosome() -> Structure:
         "head": strand_mean("AA", [920, 921, 1396, 1397]),  # where both strands of the 16S RNA enter the head
         "arm": strand_mean("BA", [2092, 2093, 2198, 2199]),  # the same of the 23S RNA and the L1 stalk
     }
+    if head_mass is not None:
+        domains["head"] = core_of(domains["head"], 1000.0 * head_mass)
     return Structure(domains, hinges)
+
+
+def core_of(domain: Domain, mass_da: float) -> Domain:
+    """The pseudo-atoms nearest to a domain's centre of mass, as many as weigh at most `mass_da`.
+
+    A ball of them, near enough, so that a smaller domain is as compact as a larger one, lies in it and has
+    the same centre: mass is all that changes.
+    """
+    nearest = (domain.coordinates - domain.centre_of_mass).norm(dim=1).argsort(stable=True)
+    mass = RESIDUE_MASS * domain.weights[nearest].cumsum(dim=0)
+    kept = nearest[mass <= mass_da].sort().values
+    weights = domain.weights[kept]
+    return Domain(domain.name, domain.coordinates[kept], weights, RESIDUE_MASS * float(weights.sum()))
 
 
 def _contact_centre(first: Tensor, second: Tensor, *, reach: float) -> Tensor:
@@ -437,7 +467,7 @@ def simulate(
     """
     folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(settings.seed)
-    structure = load_ribosome()
+    structure = load_ribosome(settings.head_mass)
     poses = _true_poses(structure, settings, generator)
     consensus = _with_error(poses["body"], settings, generator)
     optics = _random_optics(settings, generator)
@@ -687,6 +717,7 @@ def load_truth(folder: Path) -> Truth:
     """
     expected = [folder / "domains.mrc"]
     expected += [folder / f"truth_{name}.{suffix}" for name in DOMAINS for suffix in ("star", "mrc")]
+    expected.append(folder / "simulation.json")
     missing = [path.name for path in expected if not path.is_file()]
     if missing:
         raise ValueError(
@@ -700,7 +731,10 @@ def load_truth(folder: Path) -> Truth:
         domains[name] = DomainTruth(poses, folder / f"truth_{name}.mrc")
         scale = particles.contrast
     labels = read_map(folder / "domains.mrc")
-    return Truth(domains, labels.data.long(), labels.data.shape[0], labels.pixel_size, scale)
+    settings = json.loads((folder / "simulation.json").read_text(encoding="utf-8"))["settings"]
+    return Truth(
+        domains, labels.data.long(), labels.data.shape[0], labels.pixel_size, scale, settings["head_mass"]
+    )
 
 
 # ---- scores against the truth ----

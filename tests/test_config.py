@@ -100,8 +100,8 @@ def test_memory() -> None:
 def test_every_file_of_conf_is_counted() -> None:
     """A file that no test below composes would be noticed here; hydra/ holds logging and the sweepers."""
     files = [path.relative_to(conf_folder()) for path in conf_folder().rglob("*.yaml")]
-    assert len(files) == 47
-    assert len(OPTIONS) == 42
+    assert len(files) == 49
+    assert len(OPTIONS) == 44
     assert {str(path) for path in files if path.parts[0] == "hydra"} == {
         "hydra/hydra_logging/cryosweep.yaml",
         "hydra/job_logging/cryosweep.yaml",
@@ -115,7 +115,10 @@ def test_every_file_of_conf_is_counted() -> None:
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes_and_is_valid(option: str) -> None:
     made = plan(option, *NEEDED.get(option, []))
-    sweeps = {"demo": 6, "fulcrum": 3, "null_static": 9, "null_iterative": 6, "null_noise": 6}
+    sweeps = {
+        "demo": 6, "fulcrum": 3, "null_static": 9, "null_iterative": 6, "null_noise": 6,
+        "small_domains": 80, "small_domains_limit": 64,
+    }  # fmt: skip
     assert len(made.jobs) == sweeps.get(option.removeprefix("experiment="), 1)
 
 

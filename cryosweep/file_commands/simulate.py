@@ -31,6 +31,9 @@ def add_parser(commands: Commands) -> None:
         ("--seed", int, 0, "of motion, poses, defocus and noise"),
     ):
         parser.add_argument(flag, type=kind, default=value, help=f"{help} (default: %(default)s)")
+    parser.add_argument(
+        "--head-mass", type=float, metavar="KDA", help="of the head that there are, nearest to its centre"
+    )
     add_device(parser)
     parser.set_defaults(function=simulate)
 
@@ -56,6 +59,7 @@ def simulate(arguments: argparse.Namespace) -> int:
         snr=arguments.snr,
         scale_spread=arguments.scale_spread,
         seed=arguments.seed,
+        head_mass=arguments.head_mass,
     )
     device = chosen_device(arguments.device)
     with shown_progress() as progress, filling(folder, overwrite=arguments.overwrite) as making:

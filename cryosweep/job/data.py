@@ -122,4 +122,5 @@ def _simulation_settings(data: schemas.SimulatedData) -> SimulationSettings:
         signal_lowpass=data.signal_lowpass,
         signal=data.signal,
         seed=data.simulation_seed,
+        head_mass=data.head_mass,
     )

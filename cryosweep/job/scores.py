@@ -65,7 +65,7 @@ def truth_score(
     if data.truth is None or not isinstance(config.mask_base, schemas.DomainBase):
         return None
     name = config.mask_base.name
-    domain, truth = load_ribosome().domains[name], data.truth.domains[name]
+    domain, truth = load_ribosome(data.truth.head_mass).domains[name], data.truth.domains[name]
     return score_against_truth(half_maps, rotations, shifts, domain=domain, truth=truth, ruler=ruler)
 
 

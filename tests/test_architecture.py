@@ -22,7 +22,7 @@ LINES: tuple[tuple[str, ...], ...] = (
     ("search", "reconstruction", "selection"),
     ("refinement", "subtraction", "simulate", "sharpening", "local_resolution"),
     ("consensus",),
-    ("diagnostics", "tracking", "progress", "study.statistics"),
+    ("twin", "diagnostics", "tracking", "progress", "study.statistics"),
     ("study.store", "study.assessment", "study.findings"),
     ("study.comparison", "study.review"),
     ("study.report",),
@@ -47,6 +47,7 @@ LINES: tuple[tuple[str, ...], ...] = (
         "file_commands.sharpen",
         "file_commands.subtract",
         "file_commands.simulate",
+        "file_commands.twin",
         "file_commands.store",
     ),
     (

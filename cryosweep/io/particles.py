@@ -117,6 +117,7 @@ def read_particles(
     half_set_seed: int = 0,
     ctf_damping: CtfDamping = "relion",
     poses_needed: bool = True,
+    box_size: int | None = None,
 ) -> Particles:
     """Particles of a RELION STAR file, with or without a table of optics groups.
 
@@ -131,6 +132,7 @@ def read_particles(
             refuses negative B-factors, which would amplify; "absolute" damps by |B| (Warp and M write
             negative values and mean damping); "none" ignores both.
         poses_needed: refuse a table without angles; otherwise all of them are 0, which is noted.
+        box_size: px; given, the stacks are not looked for, and the particles have no images to read.
 
     Raises:
         FileNotFoundError: no such STAR file.
@@ -158,8 +160,12 @@ def read_particles(
     not_applied = _aberrations_not_applied(table, microscope)
 
     names, stack_of, index_in_stack = _image_names(table, where)
-    stacks = _find_stacks(names, np.bincount(stack_of), path, image_folder)
-    box_size, stack_notes = _check_stacks(stacks, stack_of, index_in_stack, path, pixel_size)
+    stack_notes: tuple[str, ...] = ()
+    if box_size is None:
+        stacks = _find_stacks(names, np.bincount(stack_of), path, image_folder)
+        box_size, stack_notes = _check_stacks(stacks, stack_of, index_in_stack, path, pixel_size)
+    else:
+        stacks = tuple(map(Path, names))
     _check_star_box_size(microscope, group, microscope_where, box_size)
     return Particles(
         path=path,

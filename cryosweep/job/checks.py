@@ -31,7 +31,7 @@ def check_job(config: JobConfig) -> list[str]:
     box: tuple[int, float] | None = None
     if isinstance(config.data, schemas.SimulatedData):
         box = config.data.box_size, config.data.pixel_size
-    elif isinstance(config.data, schemas.RelionData):
+    elif isinstance(config.data, schemas.RelionData | schemas.TwinData):
         particles = _attempt(found, lambda data=config.data: read_relion(data))
         if particles is not None:
             box = particles.box_size, particles.pixel_size
@@ -84,6 +84,8 @@ def _bands_beyond_nyquist(config: JobConfig, nyquist: float) -> list[str]:
     if isinstance(config.consensus, schemas.HomogeneousConsensus):
         asked["consensus.initial_lowpass"] = config.consensus.initial_lowpass
         asked["consensus.max_resolution"] = config.consensus.max_resolution
+    if isinstance(config.data, schemas.TwinData):
+        asked["data.resolution"] = config.data.resolution
     found = (
         rules.band_beyond_nyquist(value, nyquist=nyquist, key=key)
         for key, value in asked.items()

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
 
 from cryosweep import config as schemas
 from cryosweep.config import JobConfig
+from cryosweep.io.maps import Map
 from cryosweep.io.particles import Particles, read_particles
-from cryosweep.job.files import file_state, read_relion
-from cryosweep.job.stages import SIMULATION_VERSION
+from cryosweep.job.files import (
+    checked_mask,
+    file_state,
+    read_relion,
+    read_volume,
+    stacks_read,
+    twin_maps,
+    volume_like,
+)
+from cryosweep.job.stages import SIMULATION_VERSION, TWIN_VERSION
 from cryosweep.progress import Progress
+from cryosweep.reconstruction import HalfMaps
 from cryosweep.selection import nested_subset, random_halves, with_halves
 from cryosweep.simulate import SimulationSettings, Truth, load_truth, simulate
 from cryosweep.study.store import Store, digest_file
+from cryosweep.twin import DOMAIN, TwinSettings, load_twin, simulate_twin, twin_model
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,8 @@ def load_data(config: JobConfig, store: Store, device: torch.device, progress: P
         chosen = f"{config.data.half_set_seed} {config.data.ctf_damping}"
         key = f"{digest_file(Path(config.data.star))} {stacks} {chosen}"
         return _select(Data(particles, None, key), config.data)
+    if isinstance(config.data, schemas.TwinData):
+        return _select(_twin(config.data, store, device, progress), config.data)
     assert isinstance(config.data, schemas.SimulatedData)
     settings = _simulation_settings(config.data)
 
@@ -49,6 +62,74 @@ def load_data(config: JobConfig, store: Store, device: torch.device, progress: P
     folder = store.get("simulation", SIMULATION_VERSION, asdict(settings), [], make)
     data = Data(read_particles(folder / "particles.star"), load_truth(folder), folder.name)
     return _select(data, config.data)
+
+
+def moving_domain(config: JobConfig) -> str | None:
+    """The domain whose truth a job is held against: that of the mask base, or the one that a twin has."""
+    if isinstance(config.mask_base, schemas.DomainBase):
+        return config.mask_base.name
+    return DOMAIN if isinstance(config.data, schemas.TwinData) else None
+
+
+def _twin(chosen: schemas.TwinData, store: Store, device: torch.device, progress: Progress) -> Data:
+    """The twin of a user's particles, from the store."""
+    maps = twin_maps(chosen)
+    inputs = [digest_file(Path(path)) for path in (chosen.star, *maps, chosen.domain)]
+    inputs += stacks_read(chosen).values()
+    # files count by what is in them; which of the particles a job takes is settled later
+    apart = {"star", "image_folder", "map", "half_a", "half_b", "domain"}
+    apart |= {each.name for each in fields(schemas.DataConfig)}
+    choices = {name: value for name, value in asdict(chosen).items() if name not in apart}
+
+    def make(folder: Path) -> None:
+        particles = read_relion(chosen)
+        if chosen.particles is not None:
+            try:
+                rows = nested_subset(particles.half_sets, chosen.particles, seed=chosen.simulation_seed)
+            except ValueError as error:
+                raise ValueError(f"data.particles={chosen.particles}: {error}") from error
+            particles = particles.take(rows)
+        halves = [volume_like(path, particles, device) for path in maps]
+        half_maps = HalfMaps(halves[0], halves[-1], particles.pixel_size)
+        domain = checked_mask(chosen.domain, particles, device)
+        settings = _twin_settings(chosen, read_volume(maps[0]))
+        progress.start(2 * len(particles), "simulating the twin")
+        try:
+            model = twin_model(
+                particles, half_maps, domain, settings, device=device, advance=progress.advance
+            )
+        except ValueError as error:
+            raise ValueError(f"data=twin: {error}") from error
+        simulate_twin(particles, model, settings, folder, device=device, advance=progress.advance)
+
+    folder = store.get("twin", TWIN_VERSION, choices, inputs, make)
+    particles, truth = load_twin(folder)
+    return Data(particles, truth, folder.name)
+
+
+def _twin_settings(chosen: schemas.TwinData, map: Map) -> TwinSettings:
+    half = map.data.shape[-1] // 2
+    hinge = None
+    if chosen.hinge is not None:
+        x, y, z = ((place - half) * map.pixel_size for place in map.to_px(_vector(chosen.hinge)))
+        hinge = x, y, z
+    return TwinSettings(
+        rotation_spread=chosen.rotation_spread,
+        shift_spread=chosen.shift_spread,
+        pose_error_rotation=chosen.pose_error_rotation,
+        pose_error_shift=chosen.pose_error_shift,
+        detail=chosen.detail.value,  # pyright: ignore[reportArgumentType]
+        resolution=chosen.resolution,
+        mass_share=chosen.mass_share,
+        hinge=hinge,
+        snr=chosen.snr,
+        seed=chosen.simulation_seed,
+    )
+
+
+def _vector(values: list[float]) -> tuple[float, float, float]:
+    x, y, z = values
+    return x, y, z
 
 
 def _select(data: Data, chosen: schemas.DataConfig) -> Data:

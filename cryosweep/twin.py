@@ -458,7 +458,7 @@ def simulate_twin(
         folder: there already; files of another twin are replaced.
         device: where images are computed; the random numbers do not depend on it.
         advance: called with the number of images done since the last call.
-        chunk_size: images computed at once; the result does not depend on it.
+        chunk_size: images computed at once; the result depends on it by rounding only.
 
     Returns:
         What was measured and assumed, as sentences.
@@ -551,21 +551,24 @@ def _write_signal(
         references[name] = make_reference(centred.to(device))
         seen = poses[name].rotations @ shape.centre_of_mass
         landings[name] = poses[name].shifts + seen[:, :2]
-    power, variance = torch.zeros(shells, dtype=torch.float64), 0.0
+    # one row for each image: sums over chunks would depend on their size
+    power = torch.zeros(len(particles), shells, dtype=torch.float64)
+    variance = torch.zeros(len(particles), dtype=torch.float64)
     for rows in torch.arange(len(particles)).split(chunk_size):
         spectrum = torch.zeros(len(rows), plane.k.shape[0], dtype=torch.complex64, device=device)
         for name in NAMES:
             transfer, phase = _optics_of(particles, landings[name], rows, plane)
             rotations = poses[name].rotations[rows].float().to(device)
             spectrum += slices(references[name], rotations, plane) * transfer * phase
-        power += _by_shell(spectrum.abs().square(), plane, shells)
+        squared = spectrum.abs().square().double()
+        power[rows] = squared.new_zeros(len(rows), shells).index_add_(1, plane.shell, squared).cpu()
         images = images_of_spectrum(spectrum, plane).cpu()
-        variance += float(images.double().square().mean(dim=(1, 2)).sum())
+        variance[rows] = images.double().square().mean(dim=(1, 2))
         stack[int(rows[0]) : int(rows[-1]) + 1] = images.numpy()
         if advance is not None:
             advance(len(rows))
     samples = torch.bincount(plane.shell, minlength=shells).cpu()
-    return power / (len(particles) * samples).clamp_min(1), variance / len(particles)
+    return power.mean(dim=0) / samples.clamp_min(1), float(variance.mean())
 
 
 def _noise(

@@ -18,6 +18,7 @@ from cryosweep.job.files import (
     read_volume,
     stacks_read,
     twin_maps,
+    twin_rows,
     volume_like,
 )
 from cryosweep.job.stages import SIMULATION_VERSION, TWIN_VERSION
@@ -82,13 +83,7 @@ def _twin(chosen: schemas.TwinData, store: Store, device: torch.device, progress
     choices = {name: value for name, value in asdict(chosen).items() if name not in apart}
 
     def make(folder: Path) -> None:
-        particles = read_relion(chosen)
-        if chosen.particles is not None:
-            try:
-                rows = nested_subset(particles.half_sets, chosen.particles, seed=chosen.simulation_seed)
-            except ValueError as error:
-                raise ValueError(f"data.particles={chosen.particles}: {error}") from error
-            particles = particles.take(rows)
+        particles = twin_rows(chosen, read_relion(chosen))
         halves = [volume_like(path, particles, device) for path in maps]
         half_maps = HalfMaps(halves[0], halves[-1], particles.pixel_size)
         domain = checked_mask(chosen.domain, particles, device)

@@ -13,6 +13,7 @@ from cryosweep import config as schemas
 from cryosweep.config import JobConfig
 from cryosweep.io.maps import SAME_PIXEL_SIZE, Map, read_map, read_mask
 from cryosweep.io.particles import Particles, read_particles
+from cryosweep.selection import nested_subset
 from cryosweep.study.store import digest_file
 
 
@@ -25,18 +26,39 @@ def read_relion(data: schemas.RelionData | schemas.TwinData) -> Particles:
     path = Path(data.star)
     if not path.is_file():
         raise ValueError(f"data.star={data.star}: there is no such file")
-    return _read_star(
-        path.absolute(),
-        path.stat().st_mtime_ns,
-        data.image_folder,
-        data.simulation_seed if isinstance(data, schemas.TwinData) else data.half_set_seed,
-        data.ctf_damping.value,
-        read_volume(twin_maps(data)[0]).data.shape[-1] if _without_images(data) else None,
-    )
+    is_twin = isinstance(data, schemas.TwinData)
+    try:
+        return _read_star(
+            path.absolute(),
+            path.stat().st_mtime_ns,
+            data.image_folder,
+            data.simulation_seed if is_twin else data.half_set_seed,
+            data.ctf_damping.value,
+            int(read_volume(twin_maps(data)[0]).data.shape[-1]) if _without_images(data) else None,
+        )
+    except ValueError as error:
+        if is_twin and "image stack" in str(error):
+            raise ValueError(f"{error} A twin needs no images where data.snr is given.") from error
+        raise
 
 
 def _without_images(data: schemas.DataConfig) -> TypeGuard[schemas.TwinData]:
     return isinstance(data, schemas.TwinData) and data.snr is not None
+
+
+def twin_rows(data: schemas.TwinData, particles: Particles) -> Particles:
+    """Those of a user's particles that the twin is made of.
+
+    Raises:
+        ValueError: there are not so many.
+    """
+    if data.particles is None:
+        return particles
+    try:
+        rows = nested_subset(particles.half_sets, data.particles, seed=data.simulation_seed)
+    except ValueError as error:
+        raise ValueError(f"data.particles={data.particles}: {error}") from error
+    return particles.take(rows)
 
 
 def twin_maps(data: schemas.TwinData) -> list[str]:

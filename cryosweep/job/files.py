@@ -184,6 +184,8 @@ def inputs_read(config: JobConfig, particles: Particles) -> dict[str, str]:
     """What was read, with a digest; stacks are told by size and time because hashing them takes minutes."""
     named = [particles.path, *(Path(path) for path in map_files(config))]
     named += [Path(path) for path in _point_files(config)]
+    if isinstance(config.data, schemas.TwinData):
+        named.append(Path(config.data.star))
     found = {str(path): digest_file(path) for path in named}
     return found | {str(stack): file_state(stack) for stack in particles.stacks}
 

@@ -161,12 +161,13 @@ def read_particles(
 
     names, stack_of, index_in_stack = _image_names(table, where)
     stack_notes: tuple[str, ...] = ()
+    has_images = box_size is None
     if box_size is None:
         stacks = _find_stacks(names, np.bincount(stack_of), path, image_folder)
         box_size, stack_notes = _check_stacks(stacks, stack_of, index_in_stack, path, pixel_size)
     else:
         stacks = tuple(map(Path, names))
-    _check_star_box_size(microscope, group, microscope_where, box_size)
+    _check_star_box_size(microscope, group, microscope_where, box_size, has_images=has_images)
     return Particles(
         path=path,
         table=table,
@@ -458,10 +459,14 @@ def _star_pixel_size(microscope: pd.DataFrame, group: _Integers, where: str, *, 
     return float(sizes[0])
 
 
-def _check_star_box_size(microscope: pd.DataFrame, group: _Integers, where: str, box_size: int) -> None:
+def _check_star_box_size(
+    microscope: pd.DataFrame, group: _Integers, where: str, box_size: int, *, has_images: bool
+) -> None:
     sizes = _numbers(microscope, "rlnImageSize", where, rows=group, default=box_size)
     if (sizes != box_size).any():
         other = sizes[sizes != box_size][0]
+        if not has_images:
+            raise ValueError(f"{where}: rlnImageSize is {other:g} px, not the {box_size} px of the map.")
         raise ValueError(
             f"{where}: rlnImageSize is {other:g} px, but the images are {box_size} px; the pixel size may be "
             "wrong too. Give the STAR file that belongs to these images, or split it by optics group."

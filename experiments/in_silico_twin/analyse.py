@@ -18,7 +18,7 @@ from cryosweep.reconstruction import HalfMaps
 from cryosweep.simulate import load_truth
 from cryosweep.study.assessment import Ruler, make_ruler, score_against_truth
 
-BAND = (34.0, 9.8)
+BAND = (34.0, 11.0)
 PARTED = 1.25  # as in the report: the map is right to no more than this times what its half maps say
 KEYS = ("mask.dilation_radius", "mask.soft_padding_width")
 USER = Path("user")

@@ -111,7 +111,7 @@ def main(domains: list[str]) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(10.5, 5.0), layout="constrained")
     for axis, name, label in (
         (axes[0], "truth_area", "FSC area against the truth"),
-        (axes[1], "right_to", "right to (Å): FSC 0.5 against the truth"),
+        (axes[1], "rotation_error", "median rotation error (°)"),
     ):
         for domain, colour, marker in zip(domains, ("#0072B2", "#D55E00"), "os", strict=False):
             part = wide.loc[domain]
@@ -126,7 +126,7 @@ def main(domains: list[str]) -> None:
         axis.set_ylabel(f"on the original: {label}")
         axis.legend(fontsize=9)
     figure.suptitle("What the twin foretells; each point is one mask (dilation / padding in Å)")
-    figure.savefig("twin_predicts.png", dpi=90)
+    figure.savefig("twin_predicts.png", dpi=72)
 
 
 if __name__ == "__main__":

@@ -24,14 +24,15 @@ sweep() { # domain, study, further choices
   $cryosweep run -m study="$2" mask_base=file mask_base.path="user/$1.mrc" \
     mask.threshold_unit=absolute mask.threshold=0.001 mask.dilation_radius=0,7,28 mask.soft_padding_width=5,20 \
     scoring.threshold_unit=absolute scoring.threshold=0.001 scoring.band_high=11 scoring.jackknife=0 \
-    fulcrum=interface fulcrum.parts="[user/$1_rest.mrc]" refinement.max_iterations=3 search.audit=0 \
+    refinement.max_iterations=3 search.audit=0 \
     tracking.enabled=false "${@:3}"
 }
 star="data.star=user/particles.star"
 twin="data=twin $star data.half_a=user/consensus_half_a.mrc data.half_b=user/consensus_half_b.mrc"
 twin="$twin data.pose_error_shift=1.4"
-sweep head original_head data=relion $star
-sweep head twin_head $twin data.domain=user/head_mask.mrc data.rotation_spread=7
+neck="fulcrum=interface fulcrum.parts=[user/head_rest.mrc]"
+sweep head original_head data=relion $star $neck
+sweep head twin_head $twin data.domain=user/head_mask.mrc data.rotation_spread=7 $neck
 sweep arm original_arm data=relion $star search=prior
 sweep arm twin_arm $twin data.domain=user/arm_mask.mrc data.rotation_spread=6.5 search=prior
 

@@ -37,7 +37,7 @@ def add_parser(commands: Commands) -> None:
     parser = add_command(
         commands,
         "twin",
-        "simulate a data set like yours: your poses, CTF, noise and map, one domain moving, the truth known",
+        "simulate particles like yours, with the truth about them",
         "cryosweep twin run_data.star half1.mrc half2.mrc --domain head.mrc --rotation-spread 5 -o twin",
     )
     add_particles(parser)
@@ -55,14 +55,14 @@ def add_parser(commands: Commands) -> None:
     for flag, value, help in (
         ("--rotation-spread", 5.0, "degrees, SD per axis of its turns, assumed"),
         ("--shift-spread", 1.0, "Å, SD per axis of its hinge, assumed"),
-        ("--pose-error-rotation", 1.0, "degrees, SD per axis, of the poses given, assumed"),
+        ("--pose-error-rotation", 1.0, "degrees, SD per axis, assumed"),
         ("--pose-error-shift", 1.0, "Å, the same of their shifts"),
     ):
         parser.add_argument(
             flag, type=float, default=value, metavar="N", help=f"{help} (default: %(default)s)"
         )
     parser.add_argument(
-        "--hinge", metavar="X,Y,Z", help="Å, as a marker on the map (default: the middle of the contact)"
+        "--hinge", metavar="X,Y,Z", help="Å, as a marker on the map (default: in the contact)"
     )
     parser.add_argument(
         "--resolution", type=float, metavar="N", help="Å, no finer signal (default: FSC of the half maps)"
@@ -75,9 +75,7 @@ def add_parser(commands: Commands) -> None:
         help="of the domain where its motion blurs the map: power as of the body, or as is (default: body)",
     )  # fmt: skip
     parser.add_argument("--particles", type=int, metavar="N", help="take so many of the rows (default: all)")
-    parser.add_argument(
-        "--snr", type=float, metavar="N", help="no images are read (default: measured on the images)"
-    )
+    parser.add_argument("--snr", type=float, metavar="N", help="reads no images (default: measured on them)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (default: 0)")
     add_output(parser, "folder, new or empty", metavar="FOLDER")
     add_device(parser)

@@ -77,6 +77,13 @@ class MaskRole(StrEnum):
     remove = auto()
 
 
+class TwinDetail(StrEnum):
+    """Where the fine detail of a twin's moving domain comes from, which its motion has blurred."""
+
+    body = auto()
+    map = auto()
+
+
 class RestFilter(StrEnum):
     """How half-maps are filtered before they are taken out of the images."""
 
@@ -138,6 +145,31 @@ class RelionData(DataConfig):
     image_folder: str | None
     ctf_damping: CtfDamping
     kind: str = "relion"
+
+
+@dataclass
+class TwinData(DataConfig):
+    """Particles simulated from a user's map, with the poses, CTF and noise of the user's particles."""
+
+    star: str
+    image_folder: str | None
+    ctf_damping: CtfDamping
+    map: str | None
+    half_a: str | None
+    half_b: str | None
+    domain: str
+    resolution: float | None
+    detail: TwinDetail
+    mass_share: float | None
+    hinge: list[float] | None
+    rotation_spread: float
+    shift_spread: float
+    pose_error_rotation: float
+    pose_error_shift: float
+    particles: int | None
+    snr: float | None
+    simulation_seed: int
+    kind: str = "twin"
 
 
 @dataclass
@@ -467,7 +499,7 @@ class JobConfig:
 
 
 SCHEMAS: dict[str, tuple[type, ...]] = {
-    "data": (SimulatedData, RelionData),
+    "data": (SimulatedData, RelionData, TwinData),
     "consensus": (
         ReconstructedConsensus,
         ConsensusFiles,
@@ -612,6 +644,8 @@ def _kind_faults(config: JobConfig) -> list[str]:
 
 
 def _data_faults(data: DataConfig) -> list[str]:
+    if isinstance(data, TwinData):
+        return _twin_faults(data)
     if not isinstance(data, SimulatedData):
         return []
     found = [
@@ -649,10 +683,41 @@ def _data_faults(data: DataConfig) -> list[str]:
     return found
 
 
+def _twin_faults(data: TwinData) -> list[str]:
+    found = [
+        *_range("data.resolution", data.resolution, 0, bound="above", unit="Å"),
+        *_range("data.mass_share", data.mass_share, 0.001, 0.9),
+        *_range("data.rotation_spread", data.rotation_spread, 0, 180, unit="degrees"),
+        *_range("data.shift_spread", data.shift_spread, 0, unit="Å"),
+        *_range("data.pose_error_rotation", data.pose_error_rotation, 0, 180, unit="degrees"),
+        *_range("data.pose_error_shift", data.pose_error_shift, 0, unit="Å"),
+        *_range("data.particles", data.particles, 8),
+        *_range("data.snr", data.snr, 0, bound="above"),
+        *_range("data.simulation_seed", data.simulation_seed, 0, 2**31 - 1),
+    ]
+    given = [name for name in ("map", "half_a", "half_b") if getattr(data, name) is not None]
+    if given not in (["map"], ["half_a", "half_b"]):
+        said = " and ".join(f"data.{name}" for name in given) or "none"
+        found.append(f"data=twin: give data.half_a and data.half_b, or data.map; given: {said}")
+    elif given == ["map"] and data.resolution is None:
+        found.append(
+            "data.resolution has no value: one map does not tell its own; give it in Å, or the half maps as "
+            "data.half_a and data.half_b"
+        )
+    if data.hinge is not None and (len(data.hinge) != 3 or not all(map(math.isfinite, data.hinge))):
+        found.append(f"data.hinge={list(data.hinge)}: must be three numbers [x,y,z] in Å")
+    return found
+
+
 def _consensus_faults(config: JobConfig) -> list[str]:
     chosen = config.consensus
     if isinstance(chosen, ModelConsensus) and not isinstance(config.data, SimulatedData):
         return ["consensus=model: only simulated data have a model; choose consensus=reconstruct or files"]
+    if isinstance(chosen, ConsensusFiles) and isinstance(config.data, TwinData):
+        return [
+            "consensus=files: half maps of the real particles are none of their twin's; choose "
+            "consensus=reconstruct"
+        ]
     if not isinstance(chosen, HomogeneousConsensus):
         return []
     found = [
@@ -715,7 +780,10 @@ def _base_faults(config: JobConfig) -> list[str]:
     base = config.mask_base
     found = _range("mask_base.smoothing", base.smoothing, 0, unit="Å")
     if isinstance(base, DomainBase):
-        if not isinstance(config.data, SimulatedData):
+        if isinstance(config.data, TwinData):
+            if base.name not in ("body", "domain"):
+                found.append(f"mask_base.name={base.name}: must be body or domain, the parts of a twin")
+        elif not isinstance(config.data, SimulatedData):
             found.append(
                 "mask_base=domain: only simulated data have labelled domains; "
                 "choose mask_base=file (a map of the domain) or mask_base=consensus"
@@ -827,6 +895,8 @@ def _fulcrum_faults(config: JobConfig) -> list[str]:
     fulcrum = config.fulcrum
     if isinstance(fulcrum, DomainHinge):
         base = config.mask_base
+        if isinstance(config.data, TwinData):
+            return []
         if not isinstance(config.data, SimulatedData) or not isinstance(base, DomainBase):
             return [
                 "fulcrum=hinge: only a labelled domain of simulated data has a known hinge; "
@@ -857,7 +927,7 @@ def _fulcrum_faults(config: JobConfig) -> list[str]:
 
 
 def _interface_faults(config: JobConfig, fulcrum: Interface) -> list[str]:
-    labelled = isinstance(config.data, SimulatedData) and isinstance(config.mask_base, DomainBase)
+    labelled = isinstance(config.data, SimulatedData | TwinData) and isinstance(config.mask_base, DomainBase)
     if not fulcrum.parts and not labelled:
         return [
             "fulcrum.parts=[]: only a labelled domain of simulated data knows its neighbours; "

@@ -625,6 +625,45 @@ def noise_figure(spectra: Mapping[str, Array], *, frequency: Array, pixel_size: 
     return figure
 
 
+def twin_figure(
+    frequency: Array, signal: Array, noise: Array, *, pixel_size: float, resolution: float
+) -> Figure:
+    """Mean power of a twin's images by shell: signal, noise of each optics group, and their sum.
+
+    Args:
+        frequency: (n_shells,) 1/Å.
+        signal: (n_shells,) mean |F|^2 of the noise-free images.
+        noise: (groups, n_shells).
+        pixel_size: Å.
+        resolution: Å, finer than which there is no signal.
+    """
+    figure = Figure(figsize=(7.0, 4.8), layout="constrained")
+    axes = figure.add_subplot()
+    inner = slice(1, None)
+    for number, each in enumerate(noise):
+        of = f", optics group {number + 1}" if len(noise) > 1 else ""
+        label = f"noise that is added{of}"
+        axes.plot(frequency[inner], each[inner], color=ORANGE, linewidth=1.6, label=label)
+    axes.plot(
+        frequency[inner], (noise.mean(axis=0) + signal)[inner], color=BLACK, linewidth=1.6,
+        label="images: signal and noise, as in the real ones",
+    )  # fmt: skip
+    seen = signal > 1e-4 * noise.mean()
+    shown = np.where(seen, signal, np.nan)
+    axes.plot(
+        frequency[inner], shown[inner], color=BLUE, linewidth=2.0, label="signal of both parts, with CTF"
+    )
+    axes.axvline(
+        1.0 / resolution, color=VERMILION, linestyle="--", label=f"no signal beyond {resolution:.1f} Å"
+    )
+    axes.set_yscale("log")
+    _resolution_axis(axes, 2.0 * pixel_size)
+    axes.set_ylabel("mean power of a Fourier sample")
+    axes.set_title("What the twin's images are made of", fontsize=11)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9)
+    return figure
+
+
 @dataclass(frozen=True)
 class ViewHistogram:
     """How often views of equal solid angle occur.

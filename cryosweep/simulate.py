@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -94,6 +95,10 @@ class Domain:
     def centre_of_mass(self) -> Tensor:
         """(3,) Å."""
         return (self.weights @ self.coordinates) / self.weights.sum()
+
+    def in_frame(self, frame: FrameChange, *, box_size: int, pixel_size: float) -> Tensor:
+        """(d, d, d) its density after `frame`."""
+        return truth_in_frame(self, frame, box_size=box_size, pixel_size=pixel_size)
 
 
 @dataclass(frozen=True)
@@ -247,12 +252,26 @@ class SimulatedData:
     noise_variance: float
 
 
+class Shape(Protocol):
+    """The density of a rigid part, of atoms or of voxels, which can be put anywhere."""
+
+    @property
+    def centre_of_mass(self) -> Tensor:
+        """(3,) float64 Å from the box centre."""
+        ...
+
+    def in_frame(self, frame: FrameChange, *, box_size: int, pixel_size: float) -> Tensor:
+        """(d, d, d) the density after `frame`."""
+        ...
+
+
 @dataclass(frozen=True)
 class DomainTruth:
-    """One domain's true poses and its density (a map file) at rest, in the map frame."""
+    """One domain's true poses, its density (a map file) at rest in the map frame, and what makes it."""
 
     poses: Poses
     density: Path
+    shape: Shape
 
 
 @dataclass(frozen=True)
@@ -261,11 +280,12 @@ class Truth:
 
     Attributes:
         domains: by name.
-        labels: (d, d, d) int64 territory of each domain, 1 + its place in `DOMAINS`; 0 is solvent.
+        labels: (d, d, d) int64 territory of each domain, 1 + its place in `names`; 0 is solvent.
         box_size: px.
         pixel_size: Å.
         scale: (n,) float64 of each particle's signal, or None where all are 1.
-        head_mass: kDa of the head that was simulated; None: all of it.
+        names: of the domains, in the order of their labels.
+        hinges: (3,) Å from the box centre by the domain that turns about it.
     """
 
     domains: Mapping[str, DomainTruth]
@@ -273,7 +293,12 @@ class Truth:
     box_size: int
     pixel_size: float
     scale: Tensor | None = None
-    head_mass: float | None = None
+    names: tuple[str, ...] = DOMAINS
+    hinges: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+    def territory(self, name: str) -> Tensor:
+        """(d, d, d) bool: where the domain `name` is at rest."""
+        return self.labels == 1 + self.names.index(name)
 
     def take(self, index: Tensor) -> Truth:
         """The truth about the particles at `index` (k,), in that order."""
@@ -723,17 +748,18 @@ def load_truth(folder: Path) -> Truth:
         raise ValueError(
             f"{folder}: {', '.join(missing)} not found; give the folder as the simulation wrote it."
         )
+    settings = json.loads((folder / "simulation.json").read_text(encoding="utf-8"))["settings"]
+    structure = load_ribosome(settings["head_mass"])
     domains: dict[str, DomainTruth] = {}
     scale: Tensor | None = None
     for name in DOMAINS:
         particles = read_particles(folder / f"truth_{name}.star")
         poses = Poses(particles.rotations, particles.shifts)
-        domains[name] = DomainTruth(poses, folder / f"truth_{name}.mrc")
+        domains[name] = DomainTruth(poses, folder / f"truth_{name}.mrc", structure.domains[name])
         scale = particles.contrast
     labels = read_map(folder / "domains.mrc")
-    settings = json.loads((folder / "simulation.json").read_text(encoding="utf-8"))["settings"]
     return Truth(
-        domains, labels.data.long(), labels.data.shape[0], labels.pixel_size, scale, settings["head_mass"]
+        domains, labels.data.long(), labels.data.shape[0], labels.pixel_size, scale, hinges=structure.hinges
     )
 
 

@@ -31,7 +31,7 @@ LINES: tuple[tuple[str, ...], ...] = (
     ("search", "reconstruction", "selection"),
     ("refinement", "subtraction", "simulate", "sharpening", "local_resolution"),
     ("consensus", "neighbours"),
-    ("diagnostics", "tracking", "progress", "study.statistics", "study.points"),
+    ("twin", "diagnostics", "tracking", "progress", "study.statistics", "study.points"),
     ("study.store", "study.assessment", "study.findings", "study.truth", "study.proposals"),
     ("study.comparison", "study.review"),
     ("study.figures", "study.pictures", "study.tables", "study.gather", "study.replicates"),
@@ -59,6 +59,7 @@ LINES: tuple[tuple[str, ...], ...] = (
         "file_commands.sharpen",
         "file_commands.subtract",
         "file_commands.simulate",
+        "file_commands.twin",
         "file_commands.store",
     ),
     (

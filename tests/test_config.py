@@ -35,6 +35,13 @@ from cryosweep.config import (
 # What an option needs besides its own name: keys without a default.
 NEEDED: dict[str, list[str]] = {
     "data=relion": ["data.star=a.star", "mask_base=consensus"],
+    "data=twin": [
+        "data.star=a.star",
+        "data.half_a=a.mrc",
+        "data.half_b=b.mrc",
+        "data.domain=c.mrc",
+        "mask_base.name=domain",
+    ],
     "consensus=files": ["consensus.half_a=a.mrc", "consensus.half_b=b.mrc"],
     "mask_base=file": ["mask_base.path=a.mrc"],
     "mask_base=regions": ["mask_base.ids=[1]"],
@@ -100,8 +107,8 @@ def test_memory() -> None:
 def test_every_file_of_conf_is_counted() -> None:
     """A file that no test below composes would be noticed here; hydra/ holds logging and the sweepers."""
     files = [path.relative_to(conf_folder()) for path in conf_folder().rglob("*.yaml")]
-    assert len(files) == 49
-    assert len(OPTIONS) == 44
+    assert len(files) == 50
+    assert len(OPTIONS) == 45
     assert {str(path) for path in files if path.parts[0] == "hydra"} == {
         "hydra/hydra_logging/cryosweep.yaml",
         "hydra/job_logging/cryosweep.yaml",
@@ -245,6 +252,17 @@ def valid(option: str) -> DictConfig:
         ("", "data.defocus_max=5000", "must be from data.defocus_min=8000 Å up"),
         ("", "data.amplitude_contrast=7", "data.amplitude_contrast=7: must be from 0 up to 1"),
         ("", "mask_base.name=tail", "must be one of body, head, foot, arm"),
+        ("data=twin", "data.snr=0", "data.snr=0: must be above 0"),
+        (
+            "data=twin",
+            "data.half_b=null",
+            "give data.half_a and data.half_b, or data.map; given: data.half_a",
+        ),
+        ("data=twin", "data.map=d.mrc", "given: data.map and data.half_a and data.half_b"),
+        ("data=twin", "data.half_a=null data.half_b=null data.map=d.mrc", "data.resolution has no value"),
+        ("data=twin", "data.hinge=[1,2]", "data.hinge=[1.0, 2.0]: must be three numbers [x,y,z] in Å"),
+        ("data=twin", "data.mass_share=1.5", "data.mass_share=1.5: must be from 0.001 up to 0.9"),
+        ("data=twin", "mask_base.name=head", "must be body or domain, the parts of a twin"),
         ("mask_base=regions", "mask_base.ids=null", "ids, point, marker, largest, label; none is given"),
         ("mask_base=regions", "mask_base.largest=2", "mask_base.ids and mask_base.largest are given"),
         (

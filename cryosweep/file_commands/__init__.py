@@ -22,6 +22,7 @@ from cryosweep.file_commands import (
     simulate,
     store,
     subtract,
+    twin,
     volume,
 )
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 COMMANDS = (
     consensus, segment, mask, volume, fulcrum, subtract, reconstruct, regularise, fsc, anisotropy, sharpen,
-    local_resolution, simulate, store,
+    local_resolution, simulate, twin, store,
 )  # fmt: skip
 
 

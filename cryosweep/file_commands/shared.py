@@ -83,8 +83,12 @@ def add_particles(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_particle_file(arguments: argparse.Namespace, *, poses_needed: bool = True) -> Particles:
+def read_particle_file(
+    arguments: argparse.Namespace, *, poses_needed: bool = True, box_size: int | None = None
+) -> Particles:
     """The particles that the arguments of `add_particles` name, with what is odd about them said.
+
+    With `box_size` (px) their images are not looked for.
 
     Raises:
         ValueError: they cannot be used, in terms of the options of the command.
@@ -99,6 +103,7 @@ def read_particle_file(arguments: argparse.Namespace, *, poses_needed: bool = Tr
             half_set_seed=arguments.half_set_seed,
             ctf_damping=arguments.ctf_damping,
             poses_needed=poses_needed,
+            box_size=box_size,
         )
     except ValueError as error:
         raise ValueError(_as_flags(str(error))) from error

@@ -185,6 +185,7 @@ def read_particles(
     half_set_seed: int = 0,
     ctf_damping: CtfDamping = "relion",
     poses_needed: bool = True,
+    box_size: int | None = None,
 ) -> Particles:
     """Particles of a RELION STAR file, with or without a table of optics groups.
 
@@ -199,6 +200,7 @@ def read_particles(
             refuses negative B-factors, which would amplify; "absolute" damps by |B| (Warp and M write
             negative values and mean damping); "none" ignores both.
         poses_needed: refuse a table without angles; otherwise all of them are 0, which is noted.
+        box_size: px; given, the stacks are not looked for, and the particles have no images to read.
 
     Raises:
         FileNotFoundError: no such STAR file.
@@ -234,9 +236,14 @@ def read_particles(
         shifts = _in_corrected_frame(shifts, aberrations)
 
     names, stack_of, index_in_stack = _image_names(table, where)
-    stacks = _find_stacks(names, np.bincount(stack_of), path, image_folder)
-    box_size, stack_notes = _check_stacks(stacks, stack_of, index_in_stack, path, pixel_size)
-    _check_star_box_size(microscope, group, microscope_where, box_size)
+    stack_notes: tuple[str, ...] = ()
+    has_images = box_size is None
+    if box_size is None:
+        stacks = _find_stacks(names, np.bincount(stack_of), path, image_folder)
+        box_size, stack_notes = _check_stacks(stacks, stack_of, index_in_stack, path, pixel_size)
+    else:
+        stacks = tuple(map(Path, names))
+    _check_star_box_size(microscope, group, microscope_where, box_size, has_images=has_images)
     particles = Particles(
         path=path,
         table=table,
@@ -531,10 +538,14 @@ def _star_pixel_size(microscope: pd.DataFrame, group: _Integers, where: str, *, 
     return float(sizes[0])
 
 
-def _check_star_box_size(microscope: pd.DataFrame, group: _Integers, where: str, box_size: int) -> None:
+def _check_star_box_size(
+    microscope: pd.DataFrame, group: _Integers, where: str, box_size: int, *, has_images: bool
+) -> None:
     sizes = _numbers(microscope, "rlnImageSize", where, rows=group, default=box_size)
     if (sizes != box_size).any():
         other = sizes[sizes != box_size][0]
+        if not has_images:
+            raise ValueError(f"{where}: rlnImageSize is {other:g} px, not the {box_size} px of the map.")
         raise ValueError(
             f"{where}: rlnImageSize is {other:g} px, but the images are {box_size} px; the pixel size may be "
             "wrong too. Give the STAR file that belongs to these images, or split it by optics group."

@@ -14,7 +14,7 @@ from cryosweep.config import JobConfig
 from cryosweep.io.maps import Map, read_map, read_mask
 from cryosweep.io.markers import read_marker, read_markers
 from cryosweep.io.segger import on_grid_of, read_segger
-from cryosweep.job.files import check_grid, map_files, mask_files, read_relion, read_volume
+from cryosweep.job.files import check_grid, map_files, mask_files, read_relion, read_volume, twin_rows
 from cryosweep.local_resolution import MIN_WIDTH_PX
 
 Result = TypeVar("Result")
@@ -31,9 +31,11 @@ def check_job(config: JobConfig) -> list[str]:
     box: tuple[int, float] | None = None
     if isinstance(config.data, schemas.SimulatedData):
         box = config.data.box_size, config.data.pixel_size
-    elif isinstance(config.data, schemas.RelionData):
+    elif isinstance(config.data, schemas.RelionData | schemas.TwinData):
         particles = _attempt(found, lambda data=config.data: read_relion(data))
         if particles is not None:
+            if isinstance(config.data, schemas.TwinData):
+                _attempt(found, lambda data=config.data, all=particles: twin_rows(data, all))
             box = particles.box_size, particles.pixel_size
             found += _bands_beyond_nyquist(config, 2.0 * particles.pixel_size)
     for path in map_files(config):
@@ -84,6 +86,8 @@ def _bands_beyond_nyquist(config: JobConfig, nyquist: float) -> list[str]:
     if isinstance(config.consensus, schemas.HomogeneousConsensus):
         asked["consensus.initial_lowpass"] = config.consensus.initial_lowpass
         asked["consensus.max_resolution"] = config.consensus.max_resolution
+    if isinstance(config.data, schemas.TwinData):
+        asked["data.resolution"] = config.data.resolution
     found = (
         rules.band_beyond_nyquist(value, nyquist=nyquist, key=key)
         for key, value in asked.items()

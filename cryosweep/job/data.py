@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
 
 from cryosweep import config as schemas
 from cryosweep.config import JobConfig
+from cryosweep.io.maps import Map
 from cryosweep.io.particles import Particles, read_particles
-from cryosweep.job.files import file_state, read_relion
+from cryosweep.job.files import (
+    checked_mask,
+    file_state,
+    read_relion,
+    read_volume,
+    stacks_read,
+    twin_maps,
+    twin_rows,
+    volume_like,
+)
 from cryosweep.job.memory import MEMORY, budget_of, with_images
-from cryosweep.job.stages import SIMULATION_VERSION
+from cryosweep.job.stages import SIMULATION_VERSION, TWIN_VERSION
 from cryosweep.progress import Progress
+from cryosweep.reconstruction import HalfMaps
 from cryosweep.selection import nested_subset, random_halves, with_halves
 from cryosweep.simulate import SimulationSettings, Truth, load_truth, simulate
 from cryosweep.study.store import Store, digest_file
+from cryosweep.twin import DOMAIN, TwinSettings, load_twin, simulate_twin, twin_model
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,8 @@ def load_data(config: JobConfig, store: Store, device: torch.device, progress: P
         # the same bytes elsewhere are the same data, but the paths in them are others
         place = f"{Path(config.data.star).absolute()} {config.data.image_folder}"
         return _select(_kept(config, key, place, lambda: (particles, None)), config.data)
+    if isinstance(config.data, schemas.TwinData):
+        return _select(_twin(config, config.data, store, device, progress), config.data)
     assert isinstance(config.data, schemas.SimulatedData)
     settings = _simulation_settings(config.data)
 
@@ -70,6 +84,69 @@ def _kept(
         return Data(with_images(particles, config), truth, key)
 
     return MEMORY.get(("data", key, place), make, budget=budget_of(config))
+
+
+def moving_domain(config: JobConfig) -> str | None:
+    """The domain whose truth a job is held against: that of the mask base, or the one that a twin has."""
+    if isinstance(config.mask_base, schemas.DomainBase):
+        return config.mask_base.name
+    return DOMAIN if isinstance(config.data, schemas.TwinData) else None
+
+
+def _twin(
+    config: JobConfig, chosen: schemas.TwinData, store: Store, device: torch.device, progress: Progress
+) -> Data:
+    """The twin of a user's particles, from the store."""
+    maps = twin_maps(chosen)
+    inputs = [digest_file(Path(path)) for path in (chosen.star, *maps, chosen.domain)]
+    inputs += stacks_read(chosen).values()
+    # files count by what is in them; which of the particles a job takes is settled later
+    apart = {"star", "image_folder", "map", "half_a", "half_b", "domain"}
+    apart |= {each.name for each in fields(schemas.DataConfig)}
+    choices = {name: value for name, value in asdict(chosen).items() if name not in apart}
+
+    def make(folder: Path) -> None:
+        particles = twin_rows(chosen, read_relion(chosen))
+        halves = [volume_like(path, particles, device) for path in maps]
+        half_maps = HalfMaps(halves[0], halves[-1], particles.pixel_size)
+        domain = checked_mask(chosen.domain, particles, device)
+        settings = _twin_settings(chosen, read_volume(maps[0]))
+        progress.start(2 * len(particles), "simulating the twin")
+        try:
+            model = twin_model(
+                particles, half_maps, domain, settings, device=device, advance=progress.advance
+            )
+        except ValueError as error:
+            raise ValueError(f"data=twin: {error}") from error
+        simulate_twin(particles, model, settings, folder, device=device, advance=progress.advance)
+
+    folder = store.get("twin", TWIN_VERSION, choices, inputs, make)
+    return _kept(config, folder.name, str(folder.absolute()), lambda: load_twin(folder))
+
+
+def _twin_settings(chosen: schemas.TwinData, map: Map) -> TwinSettings:
+    half = map.data.shape[-1] // 2
+    hinge = None
+    if chosen.hinge is not None:
+        x, y, z = ((place - half) * map.pixel_size for place in map.to_px(_vector(chosen.hinge)))
+        hinge = x, y, z
+    return TwinSettings(
+        rotation_spread=chosen.rotation_spread,
+        shift_spread=chosen.shift_spread,
+        pose_error_rotation=chosen.pose_error_rotation,
+        pose_error_shift=chosen.pose_error_shift,
+        detail=chosen.detail.value,  # pyright: ignore[reportArgumentType]
+        resolution=chosen.resolution,
+        mass_share=chosen.mass_share,
+        hinge=hinge,
+        snr=chosen.snr,
+        seed=chosen.simulation_seed,
+    )
+
+
+def _vector(values: list[float]) -> tuple[float, float, float]:
+    x, y, z = values
+    return x, y, z
 
 
 def _select(data: Data, chosen: schemas.DataConfig) -> Data:

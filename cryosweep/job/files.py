@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -12,11 +13,12 @@ from cryosweep import config as schemas
 from cryosweep.config import JobConfig
 from cryosweep.io.maps import SAME_PIXEL_SIZE, Map, read_map, read_mask
 from cryosweep.io.particles import Particles, read_particles
+from cryosweep.selection import nested_subset
 from cryosweep.study.store import digest_file
 
 
-def read_relion(data: schemas.RelionData) -> Particles:
-    """All particles of a STAR file, kept while it does not change.
+def read_relion(data: schemas.RelionData | schemas.TwinData) -> Particles:
+    """All particles of a STAR file, kept while it does not change; without images where a twin needs none.
 
     Raises:
         ValueError: there is no such file, or it cannot be used.
@@ -24,21 +26,59 @@ def read_relion(data: schemas.RelionData) -> Particles:
     path = Path(data.star)
     if not path.is_file():
         raise ValueError(f"data.star={data.star}: there is no such file")
-    return _read_star(
-        path.absolute(),
-        path.stat().st_mtime_ns,
-        data.image_folder,
-        data.half_set_seed,
-        data.ctf_damping.value,
-    )
+    is_twin = isinstance(data, schemas.TwinData)
+    try:
+        return _read_star(
+            path.absolute(),
+            path.stat().st_mtime_ns,
+            data.image_folder,
+            data.simulation_seed if is_twin else data.half_set_seed,
+            data.ctf_damping.value,
+            int(read_volume(twin_maps(data)[0]).data.shape[-1]) if _without_images(data) else None,
+        )
+    except ValueError as error:
+        if is_twin and "image stack" in str(error):
+            raise ValueError(f"{error} A twin needs no images where data.snr is given.") from error
+        raise
+
+
+def _without_images(data: schemas.DataConfig) -> TypeGuard[schemas.TwinData]:
+    return isinstance(data, schemas.TwinData) and data.snr is not None
+
+
+def twin_rows(data: schemas.TwinData, particles: Particles) -> Particles:
+    """Those of a user's particles that the twin is made of.
+
+    Raises:
+        ValueError: there are not so many.
+    """
+    if data.particles is None:
+        return particles
+    try:
+        rows = nested_subset(particles.half_sets, data.particles, seed=data.simulation_seed)
+    except ValueError as error:
+        raise ValueError(f"data.particles={data.particles}: {error}") from error
+    return particles.take(rows)
+
+
+def twin_maps(data: schemas.TwinData) -> list[str]:
+    """The map of a twin, or both half maps."""
+    return [path for path in (data.map, data.half_a, data.half_b) if path is not None]
 
 
 # The jobs of a sweep are checked one after another and mostly read the same table.
 @lru_cache(maxsize=2)
-def _read_star(path: Path, modified: int, image_folder: str | None, seed: int, damping: str) -> Particles:
+def _read_star(
+    path: Path, modified: int, image_folder: str | None, seed: int, damping: str, box_size: int | None
+) -> Particles:
     del modified
-    folder = None if image_folder is None else Path(image_folder)
-    return read_particles(path, image_folder=folder, half_set_seed=seed, ctf_damping=damping)  # pyright: ignore[reportArgumentType]
+    return read_particles(
+        path,
+        image_folder=None if image_folder is None else Path(image_folder),
+        half_set_seed=seed,
+        ctf_damping=damping,  # pyright: ignore[reportArgumentType]
+        box_size=box_size,
+    )
 
 
 def read_volume(path: str) -> Map:
@@ -96,16 +136,19 @@ def map_files(config: JobConfig) -> list[str]:
     chosen = (config.consensus, config.mask_base, config.mask, config.scoring, config.subtraction)
     names = ("half_a", "half_b", "path", "label", "start", "mask_path")
     found = [getattr(group, name, None) for group in chosen for name in names]
+    if isinstance(config.data, schemas.TwinData):
+        found += [*twin_maps(config.data), config.data.domain]
     return [*(path for path in found if path is not None), *getattr(config.fulcrum, "parts", ())]
 
 
 def mask_files(config: JobConfig) -> list[str]:
     """Those of the maps that are finished masks."""
-    return [
+    found = [
         group.path
         for group in (config.mask, config.scoring)
         if isinstance(group, schemas.MaskFile | schemas.ScoringFile)
     ]
+    return [*found, config.data.domain] if isinstance(config.data, schemas.TwinData) else found
 
 
 def _point_files(config: JobConfig) -> list[str]:
@@ -124,16 +167,25 @@ def inputs_of(config: JobConfig) -> dict[str, str]:
         ValueError: the particles cannot be read.
     """
     found = {path: digest_file(Path(path)) for path in [*map_files(config), *_point_files(config)]}
-    if isinstance(config.data, schemas.RelionData):
+    if isinstance(config.data, schemas.RelionData | schemas.TwinData):
         found[config.data.star] = digest_file(Path(config.data.star))
-        found |= {str(stack): file_state(stack) for stack in read_relion(config.data).stacks}
+        found |= stacks_read(config.data)
     return found
+
+
+def stacks_read(data: schemas.RelionData | schemas.TwinData) -> dict[str, str]:
+    """State of each image stack that is read; a twin of a given SNR reads none."""
+    if _without_images(data):
+        return {}
+    return {str(stack): file_state(stack) for stack in read_relion(data).stacks}
 
 
 def inputs_read(config: JobConfig, particles: Particles) -> dict[str, str]:
     """What was read, with a digest; stacks are told by size and time because hashing them takes minutes."""
     named = [particles.path, *(Path(path) for path in map_files(config))]
     named += [Path(path) for path in _point_files(config)]
+    if isinstance(config.data, schemas.TwinData):
+        named.append(Path(config.data.star))
     found = {str(path): digest_file(path) for path in named}
     return found | {str(stack): file_state(stack) for stack in particles.stacks}
 

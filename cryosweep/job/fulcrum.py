@@ -13,15 +13,17 @@ from cryosweep.config import JobConfig
 from cryosweep.fulcrum import contact_radius, interface
 from cryosweep.io.markers import read_marker, write_marker
 from cryosweep.io.particles import Particles
-from cryosweep.job.data import Data
+from cryosweep.job.data import Data, moving_domain
 from cryosweep.job.files import volume_like
 from cryosweep.job.masks import smoothed, smoothed_consensus
 from cryosweep.job.starting import Start
 from cryosweep.mask import centre_of_mass, threshold_of
-from cryosweep.simulate import DOMAINS, load_ribosome
+from cryosweep.simulate import Truth
 
 
-def fulcrum_point(config: JobConfig, mask: Tensor, start: Start, particles: Particles) -> Tensor:
+def fulcrum_point(
+    config: JobConfig, mask: Tensor, start: Start, particles: Particles, truth: Truth | None = None
+) -> Tensor:
     """(3,) Å from the box centre.
 
     Raises:
@@ -34,8 +36,10 @@ def fulcrum_point(config: JobConfig, mask: Tensor, start: Start, particles: Part
     if isinstance(chosen, schemas.BoxCentre):
         return torch.zeros(3, dtype=torch.float64)
     if isinstance(chosen, schemas.DomainHinge):
-        assert isinstance(config.mask_base, schemas.DomainBase)
-        return load_ribosome().hinges[config.mask_base.name]
+        name = moving_domain(config)
+        assert truth is not None
+        assert name is not None
+        return truth.hinges[name]
     if isinstance(chosen, schemas.FulcrumPx):
         given = f"fulcrum.position={list(chosen.position)} px"
         point = (torch.tensor(chosen.position, dtype=torch.float64) - half) * pixel_size
@@ -76,10 +80,9 @@ def interface_point(
     else:
         assert isinstance(config.mask_base, schemas.DomainBase)
         assert data.truth is not None
-        names = [name for name in DOMAINS if name != config.mask_base.name]
+        names = [name for name in data.truth.names if name != config.mask_base.name]
         dense = smoothed_consensus(config, data, start) > threshold
-        labels = data.truth.labels.to(device)
-        parts = [dense & (labels == 1 + DOMAINS.index(name)) for name in names]
+        parts = [dense & data.truth.territory(name).to(device) for name in names]
     pixel_size = particles.pixel_size
     try:
         found = interface(domain, parts, names=names, pixel_size=pixel_size)

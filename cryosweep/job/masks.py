@@ -31,7 +31,6 @@ from cryosweep.segmentation import (
     territory,
     touching,
 )
-from cryosweep.simulate import DOMAINS
 from cryosweep.study.assessment import Ruler, make_ruler
 from cryosweep.study.review import MaskOrigin
 from cryosweep.study.store import Store, digest_file, digest_values
@@ -62,7 +61,7 @@ def mask_base(
         if data.truth is None:
             raise ValueError("mask_base=domain: only simulated data have labelled domains")
         # only the territory comes from the model, as from a segmentation: the density is that of the data
-        volume = volume * (data.truth.labels == 1 + DOMAINS.index(base.name)).to(device)
+        volume = volume * data.truth.territory(base.name).to(device)
     if isinstance(base, schemas.RegionsBase):
         origin = start.origin if path is None else read_volume(path).origin
         map = Map(volume, data.particles.pixel_size, origin)

@@ -66,7 +66,7 @@ def run_job(config: JobConfig, folder: Path, tracker: Tracker, progress: Progres
         fulcrum, note = interface_point(config, config.fulcrum, data, start, base, mask, device)
         notes.append(note)
     else:
-        fulcrum = fulcrum_point(config, mask, start, particles)
+        fulcrum = fulcrum_point(config, mask, start, particles, data.truth)
     write_fulcrum(folder, fulcrum, start, particles)
     images = images_to_refine(config, data, start, base, store, device, progress)
     if images.rest is not None and isinstance(config.consensus, schemas.ConsensusFiles):

@@ -9,15 +9,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cryosweep import config as schemas
 from cryosweep.config import JobConfig
 from cryosweep.io.particles import Particles
-from cryosweep.job.data import Data
+from cryosweep.job.data import Data, moving_domain
 from cryosweep.progress import Progress
 from cryosweep.reconstruction import FourierSums, HalfMaps
 from cryosweep.refinement import Refinement
 from cryosweep.resolution import FscCurves, crossing
-from cryosweep.simulate import align_frames, load_ribosome, pose_errors
+from cryosweep.simulate import align_frames, pose_errors
 from cryosweep.study.assessment import (
     OWN_CURVES,
     Ruler,
@@ -49,7 +48,8 @@ def consensus_metrics(curves: FscCurves, data: Data, particles: Particles) -> di
     """Resolution (Å) of the whole at 0.143 under each mask, and the errors of the body's poses if known."""
     found = {f"consensus/{name}_0143": value for name, value in crossings(curves).items()}
     if data.truth is not None:
-        point, truth = load_ribosome().domains["body"].centre_of_mass, data.truth.domains["body"].poses
+        body = data.truth.domains["body"]
+        point, truth = body.shape.centre_of_mass, body.poses
         for prefix, given in (("body", particles), ("body_file", data.particles)):
             poses = given.rotations, given.shifts, truth.rotations, truth.shifts
             rotation, shift = pose_errors(*poses, frame=align_frames(*poses, point=point), point=point)
@@ -62,11 +62,10 @@ def truth_score(
     config: JobConfig, data: Data, half_maps: HalfMaps, rotations: Tensor, shifts: Tensor, ruler: Ruler
 ) -> TruthScore | None:
     """Maps and poses against the truth, where there is one for the domain."""
-    if data.truth is None or not isinstance(config.mask_base, schemas.DomainBase):
+    name = moving_domain(config)
+    if data.truth is None or name is None:
         return None
-    name = config.mask_base.name
-    domain, truth = load_ribosome(data.truth.head_mass).domains[name], data.truth.domains[name]
-    return score_against_truth(half_maps, rotations, shifts, domain=domain, truth=truth, ruler=ruler)
+    return score_against_truth(half_maps, rotations, shifts, truth=data.truth.domains[name], ruler=ruler)
 
 
 def left_out_areas(

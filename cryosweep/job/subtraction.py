@@ -24,7 +24,6 @@ from cryosweep.mask import soft_mask, threshold_of
 from cryosweep.progress import Progress
 from cryosweep.reconstruction import HalfMaps, reconstruct_half_maps
 from cryosweep.refinement import Refinement
-from cryosweep.simulate import DOMAINS
 from cryosweep.study.assessment import Ruler
 from cryosweep.study.store import Store, digest_values
 from cryosweep.subtraction import Rest, rest_of, share_left, share_removed, subtracted
@@ -113,7 +112,7 @@ def outside_of(
     domain = config.mask_base
     if isinstance(domain, schemas.DomainBase) and data.truth is not None:
         # the blurred rim of the domain itself belongs to no neighbour
-        base = base * (data.truth.labels != 1 + DOMAINS.index(domain.name)).to(base)
+        base = base * (~data.truth.territory(domain.name)).to(base)
     try:
         around = soft_mask(
             base, threshold=threshold,

@@ -43,12 +43,10 @@ from cryosweep.resolution import (
 )
 from cryosweep.sharpening import Sharpened, guinier_columns
 from cryosweep.simulate import (
-    Domain,
     DomainTruth,
     FrameChange,
     align_frames,
     pose_errors,
-    truth_in_frame,
 )
 
 OWN_CURVES = ("none", "spherical", "loose", "tight", "corrected")
@@ -366,7 +364,6 @@ def score_against_truth(
     rotations: Tensor,
     shifts: Tensor,
     *,
-    domain: Domain,
     truth: DomainTruth,
     ruler: Ruler,
 ) -> TruthScore:
@@ -376,13 +373,13 @@ def score_against_truth(
     local refinement is free to make.
     """
     poses = truth.poses
-    centre = domain.centre_of_mass
+    centre = truth.shape.centre_of_mass
     frame = align_frames(rotations, shifts, poses.rotations, poses.shifts, point=centre)
     rotation_error, shift_error = pose_errors(
         rotations, shifts, poses.rotations, poses.shifts, frame=frame, point=centre
     )
     box_size = int(ruler.mask.shape[-1])
-    density = truth_in_frame(domain, frame, box_size=box_size, pixel_size=half_maps.pixel_size)
+    density = truth.shape.in_frame(frame, box_size=box_size, pixel_size=half_maps.pixel_size)
     combined = half_maps.half_a + half_maps.half_b
     curve = fsc(combined * ruler.mask, density.to(combined) * ruler.mask)
     return TruthScore(curve, rotation_error, shift_error, frame)

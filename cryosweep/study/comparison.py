@@ -995,6 +995,7 @@ def _agreement(
     by_rotation = spearman(scores, [-run.summary[ROTATION_ERROR] for run in known])
     ranks = _rank_sentences(known, swept, by_area, by_rotation, noise)
     sentences = [*ranks, *_order_sentence(known), *_parted_sentences(known, swept, start)]
+    sentences += _borne_out_sentence(runs)
     settings = _by(known, choices) if choices else {run.name: [run] for run in known}
     parted = frozenset(run.name for run in known if _is_parted(run))
     return TruthAgreement(
@@ -1115,6 +1116,21 @@ def _parted_sentences(known: Sequence[Run], swept: Sequence[str], start: Mapping
     if len(parted) > NAMED:
         sentences.append(f"So they do, less strongly, at {len(parted) - NAMED} more runs.")
     return sentences
+
+
+def _borne_out_sentence(runs: Sequence[Run]) -> list[str]:
+    """Which runs of the table may be believed in what their half maps say, by their numbers there."""
+    places: dict[bool, list[str]] = {True: [], False: []}
+    for place, run in enumerate(runs, start=1):
+        if TRUTH_RESOLUTION in run.summary:
+            places[not _is_parted(run)].append(str(place))
+    if len(places[True]) + len(places[False]) < 2:
+        return []
+    told = {borne_out: ", ".join(found) or "none" for borne_out, found in places.items()}
+    return [
+        f"What the half maps say of resolution is borne out (FSC 0.5 against the truth at most {PARTED:g} "
+        f"times as coarse) in rows {told[True]} of the table; not in {told[False]}."
+    ]
 
 
 def _warnings(finished: Sequence[Run], failed: Sequence[Run], complete: bool, full: bool) -> tuple[str, ...]:

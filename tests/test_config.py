@@ -100,8 +100,8 @@ def test_memory() -> None:
 def test_every_file_of_conf_is_counted() -> None:
     """A file that no test below composes would be noticed here; hydra/ holds the two logging files."""
     files = [path.relative_to(conf_folder()) for path in conf_folder().rglob("*.yaml")]
-    assert len(files) == 41
-    assert len(OPTIONS) == 38
+    assert len(files) == 48
+    assert len(OPTIONS) == 45
     assert {str(path) for path in files if path.parts[0] == "hydra"} == {
         "hydra/hydra_logging/cryosweep.yaml",
         "hydra/job_logging/cryosweep.yaml",
@@ -113,7 +113,11 @@ def test_every_file_of_conf_is_counted() -> None:
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes_and_is_valid(option: str) -> None:
     made = plan(option, *NEEDED.get(option, []))
-    assert len(made.jobs) == {"experiment=demo": 6, "experiment=fulcrum": 3}.get(option, 1)
+    sweeps = {"demo": 6, "fulcrum": 3, "fulcrum_and_extents": 27}
+    for domain in ("head", "foot", "arm"):
+        sweeps |= {f"mask_parameters_{domain}": 27, f"subtraction_{domain}": 6}
+    group, name = option.split("=")
+    assert len(made.jobs) == (sweeps.get(name, 1) if group == "experiment" else 1)
 
 
 @pytest.mark.parametrize("option", OPTIONS)

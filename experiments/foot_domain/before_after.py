@@ -27,7 +27,7 @@ def main() -> None:
     runs = [run for run in load_runs([arguments.sweep]) if run.is_finished]
     figure = Figure(figsize=(11.0, 3.1), layout="constrained")
     *slices, curves = figure.subplots(1, 4, width_ratios=(1, 1, 1, 1.5))
-    first = {run.swept["subtraction"]: run for run in runs if run.swept["data.simulation_seed"] == 0}
+    first = {run.swept["subtraction"]: run for run in runs if run.swept.get("data.simulation_seed", 0) == 0}
     files = (
         first["none"].folder / "start_map.mrc", first["none"].folder / "map.mrc",
         first["domain"].folder / "map.mrc",
@@ -53,7 +53,7 @@ def main() -> None:
     curves.axhline(0.5, color="black", linewidth=0.5, linestyle=":")
     curves.set(xlabel="spatial frequency (1/Å)", ylabel="FSC with the truth", ylim=(-0.05, 1.02))
     curves.legend(fontsize=7)
-    figure.savefig(arguments.out, dpi=80)
+    figure.savefig(arguments.out, dpi=72, pil_kwargs={"optimize": True})
 
 
 if __name__ == "__main__":

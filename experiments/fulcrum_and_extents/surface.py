@@ -11,9 +11,9 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from cryosweep.study.comparison import ROTATION_ERROR, TRUTH_SCORE
+from cryosweep.study.comparison import ROTATION_ERROR, TRUTH_SCORE, load_runs
 
-ROTATION, SHIFT = "search.rotation_extent", "search.shift_extent"
+ROTATION, SHIFT = "rotation extent", "shift extent"
 PANELS = (
     (TRUTH_SCORE, "truth FSC area", "{:.3f}", "viridis"),
     (ROTATION_ERROR, "rotation error (°)", "{:.2f}", "viridis_r"),
@@ -27,7 +27,18 @@ def main() -> None:
     parser.add_argument("sweep", type=Path)
     parser.add_argument("--out", type=Path, default=Path("surface.png"))
     arguments = parser.parse_args()
-    runs = pd.read_csv(arguments.sweep / "report.csv").query("run != 'start'").copy()
+    runs = pd.DataFrame(
+        [
+            {
+                **run.summary,
+                "fulcrum": run.swept["fulcrum"],
+                ROTATION: run.rotation_extent,
+                SHIFT: run.shift_extent,
+            }
+            for run in load_runs([arguments.sweep])
+            if run.is_finished
+        ]
+    )
     runs["pose/at_shift_extent"] *= 100.0
     figure = Figure(figsize=(8.4, 7.4), layout="constrained")
     axes = figure.subplots(len(PANELS), len(FULCRA), squeeze=False)
@@ -52,7 +63,7 @@ def main() -> None:
                 place.set_xlabel("shift extent (Å)")
         row[0].set_ylabel("rotation extent (°)")
     figure.suptitle("one run a point; one colour scale a row; yellow is better", fontsize=9)
-    figure.savefig(arguments.out, dpi=80)
+    figure.savefig(arguments.out, dpi=80, pil_kwargs={"optimize": True})
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def main() -> None:
                 place.set_xlabel("soft padding (Å)")
         row[0].set_ylabel("dilation (Å)")
     figure.suptitle("mean ± SD over simulations; yellow is better", fontsize=9)
-    figure.savefig(arguments.out, dpi=80)
+    figure.savefig(arguments.out, dpi=80, pil_kwargs={"optimize": True})
 
 
 if __name__ == "__main__":

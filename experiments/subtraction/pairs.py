@@ -38,7 +38,7 @@ def main() -> None:
         runs = [run for run in load_runs([sweep]) if run.is_finished]
         table = pd.DataFrame(
             [
-                {"subtraction": run.swept["subtraction"], "seed": run.swept["data.simulation_seed"]}
+                {"subtraction": run.swept["subtraction"], "seed": run.swept.get("data.simulation_seed", 0)}
                 | {key: run.summary[key] for key in START}
                 | {f"start {key}": run.summary[start] for key, start in START.items()}
                 for run in runs

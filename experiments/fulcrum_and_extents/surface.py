@@ -59,7 +59,7 @@ def main() -> None:
             place.set_xticks(range(grid.shape[1]), [f"{x:g}" for x in grid.columns])
             place.set_yticks(range(grid.shape[0]), [f"{y:g}" for y in grid.index])
             place.set_title(f"{fulcrum}: {title}", fontsize=9)
-            if row is axes[-1]:
+            if row[0] is axes[-1, 0]:
                 place.set_xlabel("shift extent (Å)")
         row[0].set_ylabel("rotation extent (°)")
     figure.suptitle("one run a point; one colour scale a row; yellow is better", fontsize=9)

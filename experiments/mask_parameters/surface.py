@@ -6,10 +6,12 @@ python experiments/mask_parameters/surface.py HEAD_SWEEP FOOT_SWEEP ARM_SWEEP --
 from __future__ import annotations
 
 import argparse
+import io
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
+from PIL import Image
 
 from cryosweep.study.comparison import HELD_OUT, ROTATION_ERROR, SCORE, TRUTH_SCORE
 
@@ -51,11 +53,13 @@ def main() -> None:
             place.set_xticks(range(values.shape[1]), [f"{x:g}" for x in grid.columns])
             place.set_yticks(range(values.shape[0]), [f"{y:g}" for y in grid.index])
             place.set_title(f"{domain}: {title}", fontsize=9)
-            if row is axes[-1]:
+            if row[0] is axes[-1, 0]:
                 place.set_xlabel("soft padding (Å)")
         row[0].set_ylabel("dilation (Å)")
     figure.suptitle("mean ± SD over simulations; yellow is better", fontsize=9)
-    figure.savefig(arguments.out, dpi=80, pil_kwargs={"optimize": True})
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=80)
+    Image.open(drawn).convert("RGB").quantize(48).save(arguments.out, optimize=True)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,12 @@ python experiments/fulcrum_and_extents/surface.py SWEEP --out surface.png
 from __future__ import annotations
 
 import argparse
+import io
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
+from PIL import Image
 
 from cryosweep.study.comparison import ROTATION_ERROR, TRUTH_SCORE, load_runs
 
@@ -63,7 +65,9 @@ def main() -> None:
                 place.set_xlabel("shift extent (Å)")
         row[0].set_ylabel("rotation extent (°)")
     figure.suptitle("one run a point; one colour scale a row; yellow is better", fontsize=9)
-    figure.savefig(arguments.out, dpi=80, pil_kwargs={"optimize": True})
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=80)
+    Image.open(drawn).convert("RGB").quantize(48).save(arguments.out, optimize=True)
 
 
 if __name__ == "__main__":

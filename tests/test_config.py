@@ -107,8 +107,8 @@ def test_memory() -> None:
 def test_every_file_of_conf_is_counted() -> None:
     """A file that no test below composes would be noticed here; hydra/ holds logging and the sweepers."""
     files = [path.relative_to(conf_folder()) for path in conf_folder().rglob("*.yaml")]
-    assert len(files) == 50
-    assert len(OPTIONS) == 45
+    assert len(files) == 57
+    assert len(OPTIONS) == 52
     assert {str(path) for path in files if path.parts[0] == "hydra"} == {
         "hydra/hydra_logging/cryosweep.yaml",
         "hydra/job_logging/cryosweep.yaml",
@@ -123,10 +123,13 @@ def test_every_file_of_conf_is_counted() -> None:
 def test_every_option_composes_and_is_valid(option: str) -> None:
     made = plan(option, *NEEDED.get(option, []))
     sweeps = {
-        "demo": 6, "fulcrum": 3, "null_static": 9, "null_iterative": 6, "null_noise": 6,
-        "small_domains": 80, "small_domains_limit": 64,
+        "demo": 6, "fulcrum": 3, "fulcrum_and_extents": 27, "null_static": 9, "null_iterative": 6,
+        "null_noise": 6, "small_domains": 80, "small_domains_limit": 64,
     }  # fmt: skip
-    assert len(made.jobs) == sweeps.get(option.removeprefix("experiment="), 1)
+    for domain in ("head", "foot", "arm"):
+        sweeps |= {f"mask_parameters_{domain}": 27, f"subtraction_{domain}": 6}
+    group, name = option.split("=")
+    assert len(made.jobs) == (sweeps.get(name, 1) if group == "experiment" else 1)
 
 
 @pytest.mark.parametrize("option", OPTIONS)

@@ -23,8 +23,9 @@ from cryosweep.study.statistics import rank_sum
 
 def read_sweep(folder: Path) -> tuple[pd.DataFrame, list[str], list[str]]:
     """The runs of a sweep, the keys that were swept, and those of them that make replicates."""
-    table = pd.read_csv(folder / "report.csv").query("run != 'start'")
-    keys = list(table.columns[1 : list(table.columns).index(SCORE)])
+    table = pd.read_csv(folder / "report.csv").query("status == 'FINISHED'")
+    columns = list(table.columns)
+    keys = columns[columns.index("status") + 1 : columns.index(SCORE)]
     replicates = [key for key in keys if key in REPLICATE_KEYS]
     return table, [key for key in keys if key not in replicates], replicates
 

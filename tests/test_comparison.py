@@ -239,6 +239,17 @@ def test_unlike_starts_and_inputs_are_pointed_out(head_folder: Path) -> None:
     assert any("checksums differ" in warning for warning in warnings)
 
 
+def test_scores_on_other_images_are_called_in_doubt(head_folder: Path) -> None:
+    run = load_runs([head_folder])[0]
+    choices = {"whole": "none", "less": "domain"}
+    runs = [
+        dataclasses.replace(variant(run, name, {"subtraction": option}), options={"subtraction": option})
+        for name, option in choices.items()
+    ]
+    assert any("differ in subtraction" in warning for warning in compare(runs).warnings)
+    assert not any("differ in subtraction" in warning for warning in compare(runs[:1]).warnings)
+
+
 def test_values_of_any_kind_are_shown_as_written(head_folder: Path) -> None:
     run = load_run(head_folder / "000")
     swept = {"fulcrum.px": [1.0, 2, 3.5], "search.prior": None, "mask.hard": True, "mask.px": 0.1}

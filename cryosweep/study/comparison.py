@@ -929,7 +929,11 @@ def _replicated_headline(
         return (f"One point in {len(runs)} replicates: mean FSC area {areas[leader]:.3f}, SD {spread:.4f}.",)
     said = [standing.verdict.sentence for standing in replication.standings if standing.setting == leader]
     if not said:
-        said = [f"It is the centre that all others are compared with ({len(points) - 1} points)."]
+        worse = sum(standing.verdict.kind is Kind.WORSE for standing in replication.standings)
+        said = [
+            f"It is the centre, and {worse} of the {len(replication.standings)} others are shown to be "
+            "worse; what is known of each is below."
+        ]
     picks: list[str] = []
     highest = max(areas, key=lambda name: areas[name])
     if known:
@@ -1153,6 +1157,11 @@ def _warnings(finished: Sequence[Run], failed: Sequence[Run], complete: bool, fu
         warnings.append(
             "The runs do not share one starting point (FSC area of the start "
             f"{min(starts):.3f} to {max(starts):.3f}); each gain is over the run's own start."
+        )
+    if len({run.options["subtraction"] for run in finished if "subtraction" in run.options}) > 1:
+        warnings.append(
+            "The runs differ in subtraction, so their scores were taken on different images: FSC area and "
+            "likelihood of one kind do not rank against the other's, and verdicts across them are in doubt."
         )
     inputs = {tuple(sorted(run.inputs.values())) for run in finished}
     if len(inputs) > 1:

@@ -33,7 +33,7 @@ def main() -> None:
     figure = Figure(figsize=(10.5, 2.35 * rows + 0.5), layout="constrained")
     axes = figure.subplots(rows, len(PANELS), squeeze=False)
     for row, sweep in zip(axes, arguments.sweeps, strict=True):
-        runs = pd.read_csv(sweep / "report.csv").query("run != 'start'")
+        runs = pd.read_csv(sweep / "report.csv").query("status == 'FINISHED'")
         domain = sweep.resolve().parent.name.rsplit("_", 1)[-1]
         for place, (key, title, form, colours) in zip(row, PANELS, strict=True):
             grid = runs.pivot_table(index=DILATION, columns=PADDING, values=key, aggfunc="mean")

@@ -223,4 +223,7 @@ def test_a_verdict_says_how_much_on_what_and_for_whom() -> None:
     assert f"{replicates_needed(0.01, 0.01)} replicates would settle a difference of 0.01" in sentence
     assert "other particles of this kind" in sentence
     # the test that is adjusted for all comparisons decides, not the one on its own
-    assert judge("X", "Y", area, 0.2, scope=Scope.THESE_PARTICLES).kind is Kind.OPEN
+    adjusted = judge("X", "Y", area, 0.2, scope=Scope.THESE_PARTICLES)
+    assert adjusted.kind is Kind.OPEN
+    assert "[+0.030, +0.040] in FSC area, p = 0.2 after Holm's correction" in adjusted.sentence
+    assert "Holm" not in sentence

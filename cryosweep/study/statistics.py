@@ -245,9 +245,11 @@ def judge(
         return Verdict(Kind.EQUAL, words + (_better_poses(likelihood) if poses_differ else "."))
     needed = replicates_needed(area.sd, MATTERS)
     count = f"{needed}" if needed < MOST_REPLICATES else f"more than {MOST_REPLICATES}"
+    # the interval is that of one comparison alone, the verdict one of many
+    alone = f", p = {area_p:.2g} after Holm's correction" if area.low > 0.0 or area.high < 0.0 else ""
     return Verdict(
         Kind.OPEN,
-        f"{name} and {centre} are not distinguishable in FSC area with {area.n} replicates: {found} "
+        f"{name} and {centre} are not distinguishable in FSC area with {area.n} replicates: {found}{alone} "
         f"({basis}); {count} replicates would settle a difference of {MATTERS:g}"
         + (_better_poses(likelihood) if poses_differ else "."),
     )

@@ -65,6 +65,7 @@ def review_setup(
     centre = centre_of_mass(mask).double().cpu()
     second = int(particles.half_sets.sum())
     prior = settings.rotation_prior is not None or settings.shift_prior is not None
+    under_mask = density_share(start, mask) if settings.scale else 1.0
     return rules.present(
         (
             *rules.check_mask(
@@ -80,7 +81,7 @@ def review_setup(
                 settings.recentre, rotation=settings.rotation_prior, shift=settings.shift_prior
             ),
             rules.small_domain(rules.protein_mass(made.region_volume), has_prior=prior),
-            rules.scale_of_a_domain(settings.scale, masked_share=density_share(start, mask)),
+            rules.scale_of_a_domain(settings.scale, masked_share=under_mask),
             rules.half_balance(len(particles) - second, second),
             rules.fulcrum_lever(
                 float((centre * pixel_size - fulcrum.double().cpu()).norm()),

@@ -110,14 +110,17 @@ class Store:
         canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
         key = hashlib.sha256(canonical.encode()).hexdigest()
         folder = self.root / stage / key
-        if not again and _is_sound(folder, stage):
+        if not again and _damage(folder) is None:
             log.info("%s: already there (%s)", stage, key[:12])
             os.utime(folder / MANIFEST)  # the time of its last use
             return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _alone(Path(f"{folder}.lock"), stage):
-            if not again and _is_sound(folder, stage):
+            wrong = _damage(folder)
+            if not again and wrong is None:
                 return folder
+            if wrong and not again:
+                log.warning("%s: the stored result %s is made again: %s", stage, key[:12], wrong)
             # Under the lock nobody else writes here, so what lies about is damaged, or of a killed process.
             kept = folder.with_name(f"{key}.{KEPT}")
             for remnant in [folder, *folder.parent.glob(f"{key}.making.*")]:
@@ -194,18 +197,10 @@ def _files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-def _is_sound(folder: Path, stage: str) -> bool:
-    """Whether a result is there and is what was made; one line says what is wrong with a damaged one."""
-    if not (folder / MANIFEST).is_file():
-        return False
-    wrong = _damage(folder)
-    if wrong is not None:
-        log.warning("%s: the stored result %s is made again: %s", stage, folder.name[:12], wrong)
-    return wrong is None
-
-
 def _damage(folder: Path) -> str | None:
-    """What is wrong with a result, held against its manifest; None if nothing is."""
+    """What is wrong with a result, held against its manifest; None if nothing is, empty if there is none."""
+    if not (folder / MANIFEST).is_file():
+        return ""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         sizes, digests = dict(manifest["bytes"]), dict(manifest["sha256"])

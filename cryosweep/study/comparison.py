@@ -1152,7 +1152,14 @@ def _warnings(finished: Sequence[Run], failed: Sequence[Run], complete: bool, fu
             "Not every combination of the swept values is there, so the mean over one value is partly an "
             "effect of the others."
         )
-    starts = [run.summary["start/fsc_area_frozen"] for run in finished]
+    # replicates on other particles begin elsewhere, as they should
+    alike: dict[tuple[str, ...], list[Run]] = {}
+    for run in finished:
+        alike.setdefault(run.data(), []).append(run)
+    starts = max(
+        ([run.summary["start/fsc_area_frozen"] for run in group] for group in alike.values()),
+        key=lambda found: max(found) - min(found),
+    )
     if max(starts) - min(starts) > 1e-3:
         warnings.append(
             "The runs do not share one starting point (FSC area of the start "
@@ -1163,8 +1170,8 @@ def _warnings(finished: Sequence[Run], failed: Sequence[Run], complete: bool, fu
             "The runs differ in subtraction, so their scores were taken on different images: FSC area and "
             "likelihood of one kind do not rank against the other's, and verdicts across them are in doubt."
         )
-    inputs = {tuple(sorted(run.inputs.values())) for run in finished}
-    if len(inputs) > 1:
+    inputs = ({tuple(sorted(run.inputs.values())) for run in group} for group in alike.values())
+    if any(len(read) > 1 for read in inputs):
         warnings.append("The runs did not read the same input files (checksums differ).")
     return tuple(warnings)
 

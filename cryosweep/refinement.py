@@ -868,7 +868,7 @@ def _mean_of_groups(sums: Tensor, counts: Tensor, plane: HalfPlane) -> Tensor:
     return torch.where(images >= LEAST_FOR_NOISE, grouped / images.clamp_min(1), pooled) / samples
 
 
-def _half_chunks(half_sets: Sequence[Tensor], chunk: int = 256) -> Iterator[tuple[int, Tensor]]:
+def _half_chunks(half_sets: Sequence[Tensor], chunk: int = 512) -> Iterator[tuple[int, Tensor]]:
     """(half-set, particle numbers) in pieces."""
     for half, members in enumerate(half_sets):
         for rows in members.split(chunk):

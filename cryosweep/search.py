@@ -40,7 +40,7 @@ from cryosweep.projector import Reference, slices
 from cryosweep.shared_grid import best_on_shared_grid
 
 # Samples worked on at a time: large enough to amortise a call, small enough to stay in cache.
-SAMPLES_PER_CHUNK = 2**18
+SAMPLES_PER_CHUNK = 2**19
 FIRST_DAMPING = 1e-2
 LONGEST_STEP_RAD = 0.35
 LONGEST_STEP_PX = 4.0

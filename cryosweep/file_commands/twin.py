@@ -182,10 +182,7 @@ def _settings(arguments: argparse.Namespace, map: Map) -> TwinSettings:
 
     hinge = None
     if arguments.hinge is not None:
-        half = map.data.shape[-1] // 2
-        at = map.to_px(point_of("--hinge", arguments.hinge))
-        x, y, z = ((place - half) * map.pixel_size for place in at)
-        hinge = x, y, z
+        hinge = map.from_centre(point_of("--hinge", arguments.hinge))
     return TwinSettings(
         rotation_spread=arguments.rotation_spread,
         shift_spread=arguments.shift_spread,

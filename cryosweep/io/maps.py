@@ -48,6 +48,12 @@ class Map:
         )
         return x, y, z
 
+    def from_centre(self, point: tuple[float, float, float]) -> tuple[float, float, float]:
+        """A point (x, y, z) of Å in the frame of the map, in Å from the centre of its box."""
+        half = self.data.shape[-1] // 2
+        x, y, z = ((place - half) * self.pixel_size for place in self.to_px(point))
+        return x, y, z
+
 
 def read_map(path: Path) -> Map:
     """Map of an MRC or CCP4 file, plain or compressed with gzip or bzip2.

@@ -125,11 +125,7 @@ def _twin(
 
 
 def _twin_settings(chosen: schemas.TwinData, map: Map) -> TwinSettings:
-    half = map.data.shape[-1] // 2
-    hinge = None
-    if chosen.hinge is not None:
-        x, y, z = ((place - half) * map.pixel_size for place in map.to_px(_vector(chosen.hinge)))
-        hinge = x, y, z
+    hinge = None if chosen.hinge is None else map.from_centre(_vector(chosen.hinge))
     return TwinSettings(
         rotation_spread=chosen.rotation_spread,
         shift_spread=chosen.shift_spread,

@@ -155,8 +155,15 @@ def read_point(text: str | None) -> dict[str, str] | None:
 
 
 def read_seeds(text: str) -> list[int]:
-    """`1,2` as numbers, for argparse, which makes a ValueError one line."""
-    return [int(part) for part in text.split(",")]
+    """`1,2` as numbers, for argparse.
+
+    Raises:
+        ArgumentTypeError: a part is no whole number.
+    """
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: write whole numbers, such as 1,2") from None
 
 
 def compare(arguments: argparse.Namespace) -> int:

@@ -345,6 +345,9 @@ def stored_jobs(uri: str, wanted: str) -> tuple[StoredRun, ...]:
     """
     from mlflow.exceptions import MlflowException
 
+    file = sqlite_file(uri)
+    if file is not None and not file.is_file():  # opening it would make an empty one
+        raise ValueError(f"{uri}: there is no file {file}; give the tracking store that the jobs wrote to")
     with _store_errors(uri):
         client = open_client(uri)
         found = client.get_experiment_by_name(wanted)

@@ -360,3 +360,17 @@ def test_a_book_cut_short_is_said(tmp_path: Path) -> None:
         sweep.read_sweep(tmp_path)
     with pytest.raises(ValueError, match="does not exist"):
         sweep.read_sweep(tmp_path / "nosuch")
+
+
+def test_a_store_that_is_not_there_is_named_and_not_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert app.main(["compare", "--from-mlflow", f"sqlite:///{tmp_path}/none.db", "demo"]) == 1
+    assert "there is no file" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_seeds_that_are_no_numbers_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        app.main(["replicate", "demo", "--seeds", "a"])
+    assert "a: write whole numbers, such as 1,2" in capsys.readouterr().err

@@ -456,6 +456,16 @@ def test_replicates_are_paired_and_not_a_swept_choice(tmp_path: Path) -> None:
     assert tied == {7: True, 0: False, 14: False, 28: True}
 
 
+def test_p_values_are_adjusted_for_the_points_that_have_replicates(tmp_path: Path) -> None:
+    screened = {**AREAS, 35: [0.55], 42: [0.5]}
+    comparison = compare(replicated(tmp_path, screened, {**LIKELIHOODS, 35: [3.0], 42: [2.0]}))
+    assert len(comparison.replication.standings) == 5
+    assert comparison.replication.tested == 3
+    assert "adjusted for 3 comparisons with dilation_radius 0" in comparison.headline[-1]
+    open_ = next(each for each in comparison.replication.standings if each.verdict.kind is Kind.OPEN)
+    assert "among 3 comparisons" in open_.verdict.sentence
+
+
 def test_other_noise_speaks_for_other_particles_and_may_have_other_masks(tmp_path: Path) -> None:
     runs = replicated(tmp_path, AREAS, LIKELIHOODS, key="data.simulation_seed")
     mask = ball_mask(30.0, 14.0)

@@ -21,6 +21,7 @@ from cryosweep.study.statistics import (
     paired_difference,
     replicates_needed,
     t_interval,
+    told_from_first,
 )
 
 Record = Callable[[str, object], None]
@@ -111,11 +112,72 @@ def test_replicates_needed_have_their_power(sd: float, difference: float, rng: n
     assert power(n - 1) < 0.8 + 3.0 * binomial_error(0.8, draws)
 
 
+def test_replicates_needed_have_their_power_among_other_comparisons(rng: np.random.Generator) -> None:
+    """Holm over eight comparisons, one of them a difference: what a test alone would need does not do."""
+    comparisons, draws = 8, 4000
+
+    def power(n: int) -> float:
+        d = rng.normal(0.0, 0.006, (draws, comparisons, n))
+        d[:, 0] += 0.01
+        return float((holm(t_interval(d)[2])[:, 0] < 0.05).mean())
+
+    alone = replicates_needed(0.006, 0.01)
+    together = replicates_needed(0.006, 0.01, comparisons=comparisons)
+    assert together > alone
+    assert power(together) > 0.8 - 3.0 * binomial_error(0.8, draws)
+    assert power(alone) < 0.6
+
+
+def test_choosing_by_the_screening_raises_no_more_false_alarms(
+    rng: np.random.Generator, record_property: Record
+) -> None:
+    """24 points of one setting, run once; the first three are run twice more and tested with all three runs.
+
+    The choice lifts the mean of the first run and widens the spread of the three alike.
+    """
+    studies = 4000
+    scores = rng.standard_normal((studies, 24, 3))
+    chosen = np.argsort(-scores[:, 1:, 0], axis=-1)[:, :3] + 1
+    d = np.take_along_axis(scores, chosen[..., None], axis=1) - scores[:, :1]
+    low, high, p, _ = t_interval(d)
+    alarms, coverage = float((holm(p) < 0.05).any(axis=-1).mean()), float(((low < 0) & (high > 0)).mean())
+    record_property("after_screening", (alarms, coverage, float(d.mean())))
+    assert alarms <= 0.05 + 2.0 * binomial_error(0.05, studies)
+    assert coverage > 0.95 - 3.0 * binomial_error(0.95, 3 * studies)
+    # what it does do: the differences are too high by half the SD of a run
+    assert d.mean() == pytest.approx(0.5, abs=0.05)
+
+
+def test_no_point_is_told_from_the_first_of_its_equals(
+    rng: np.random.Generator, record_property: Record
+) -> None:
+    studies, points, replicates = 300, 8, 5
+    wrongly, by_pairs_with_it = 0, 0
+    for scores in rng.standard_normal((studies, points, replicates)):
+        scores = scores[np.argsort(-scores.mean(axis=-1))]
+        told = told_from_first([dict(zip("abcde", map(float, row), strict=True)) for row in scores])
+        wrongly += any(told)
+        by_pairs_with_it += bool((holm(t_interval(scores[1:] - scores[:1])[2]) < 0.05).any())
+    record_property("told_from_the_first_of_its_equals", (wrongly / studies, by_pairs_with_it / studies))
+    assert wrongly / studies <= 0.05
+    # a family of the pairs with the first alone is not enough, because the first was picked
+    assert by_pairs_with_it / studies > 0.06
+
+
+def test_what_has_too_few_replicates_in_common_is_not_told_from_the_first() -> None:
+    first = {"0": 0.9, "1": 0.91, "2": 0.92}
+    lower = {"0": 0.1, "1": 0.11001, "2": 0.12}
+    told = told_from_first([first, lower, {"0": 0.2}, {"7": 0.3, "8": 0.3}])
+    assert told == (False, True, False, False)
+
+
 def test_replicates_needed_at_the_ends() -> None:
     assert replicates_needed(1.0, 0.001) == MOST_REPLICATES
     assert replicates_needed(1e-6, 1.0) == 2
     with pytest.raises(ValueError, match="must be above 0"):
         replicates_needed(0.0, 0.01)
+    with pytest.raises(ValueError, match="must be 1 or more"):
+        replicates_needed(0.01, 0.01, comparisons=0)
 
 
 def test_jackknife_of_a_mean_is_its_standard_error(rng: np.random.Generator) -> None:
@@ -222,6 +284,13 @@ def test_a_verdict_says_how_much_on_what_and_for_whom() -> None:
     sentence = judge("X", "Y", wide, 0.4, scope=Scope.OTHER_PARTICLES).sentence
     assert f"{replicates_needed(0.01, 0.01)} replicates would settle a difference of 0.01" in sentence
     assert "other particles of this kind" in sentence
+    among = judge("X", "Y", wide, 0.4, scope=Scope.OTHER_PARTICLES, comparisons=8).sentence
+    needed = replicates_needed(0.01, 0.01, comparisons=8)
+    assert f"{needed} replicates would settle a difference of 0.01 among 8 comparisons" in among
+    # of a small spread the replicates that there are would do
+    narrow = Difference(3, 0.008, 0.002, 0.003, 0.013, 0.06)
+    enough = judge("X", "Y", narrow, 0.06, scope=Scope.OTHER_PARTICLES).sentence
+    assert "so many find a difference of 0.01 four times in five" in enough
     # the test that is adjusted for all comparisons decides, not the one on its own
     adjusted = judge("X", "Y", area, 0.2, scope=Scope.THESE_PARTICLES)
     assert adjusted.kind is Kind.OPEN

@@ -33,9 +33,8 @@ from cryosweep.study.statistics import (
     Scores,
     Standing,
     against_centre,
-    holm,
-    paired_difference,
     rank_sum,
+    told_from_first,
 )
 from cryosweep.study.truth import Ranking, rank_settings, spearman
 from cryosweep.tracking import flatten
@@ -338,6 +337,11 @@ class Replication:
     centre_area: float
     standings: tuple[Standing, ...]
     note: str = ""
+
+    @property
+    def tested(self) -> int:
+        """How many points have replicates in common with the centre; p-values are adjusted for so many."""
+        return sum(standing.n > 1 for standing in self.standings)
 
 
 class Effect(NamedTuple):
@@ -812,20 +816,8 @@ def _tied(
         name: {point_label(run, replication.keys): run.summary[SCORE] for run in group}
         for name, group in points.items()
     }
-    leader = by_replicate.pop(next(iter(points)))
-    p: dict[str, float] = {}
-    for name, scores in by_replicate.items():
-        common = [key for key in scores if key in leader]
-        p[name] = 1.0
-        if len(common) > 1:
-            pair = [np.array([each[key] for key in common]) for each in (scores, leader)]
-            p[name] = paired_difference(pair[0], pair[1]).p
-    adjusted = dict(zip(p, holm(np.array(list(p.values()))), strict=True))
-    return {
-        run.name: adjusted.get(name, 0.0) >= 0.05 or name not in p
-        for name, group in points.items()
-        for run in group
-    }
+    told = dict(zip(points, told_from_first(list(by_replicate.values())), strict=True))
+    return {run.name: not told[name] for name, group in points.items() for run in group}
 
 
 def _table(runs: Sequence[Run], swept: Sequence[str], tied: Mapping[str, bool]) -> pd.DataFrame:
@@ -931,8 +923,8 @@ def _replicated_headline(
     if not said:
         worse = sum(standing.verdict.kind is Kind.WORSE for standing in replication.standings)
         said = [
-            f"It is the centre, and {worse} of the {len(replication.standings)} others are shown to be "
-            "worse; what is known of each is below."
+            f"It is the centre, and {worse} of the {replication.tested} others with replicates are shown to "
+            "be worse; what is known of each is below."
         ]
     picks: list[str] = []
     highest = max(areas, key=lambda name: areas[name])
@@ -941,10 +933,13 @@ def _replicated_headline(
         best_poses = max(poses, key=lambda name: poses[name])
         if {highest, best_poses} != {leader}:
             picks = [f"FSC area alone would put {highest} first, the likelihood alone {best_poses}."]
-    scope = (
-        f"Intervals (95 %) and tests over the replicates hold for {replication.scope.value}; p-values are "
-        f"adjusted for {len(replication.standings)} comparisons with {replication.centre}."
+    tested = replication.tested
+    adjusted = (
+        f"p-values are adjusted for {tested} comparisons with {replication.centre}"
+        if tested > 1
+        else f"there is one comparison with {replication.centre}"
     )
+    scope = f"Intervals (95 %) and tests over the replicates hold for {replication.scope.value}; {adjusted}."
     return first, said[0], *picks, scope
 
 

@@ -464,6 +464,9 @@ def test_p_values_are_adjusted_for_the_points_that_have_replicates(tmp_path: Pat
     assert "adjusted for 3 comparisons with dilation_radius 0" in comparison.headline[-1]
     open_ = next(each for each in comparison.replication.standings if each.verdict.kind is Kind.OPEN)
     assert "among 3 comparisons" in open_.verdict.sentence
+    untested = compare(comparison.runs, centre={"mask.dilation_radius": "35"})
+    assert untested.replication.tested == 0
+    assert "none is tested against it" in untested.headline[-1]
 
 
 def test_other_noise_speaks_for_other_particles_and_may_have_other_masks(tmp_path: Path) -> None:

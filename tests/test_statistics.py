@@ -296,3 +296,7 @@ def test_a_verdict_says_how_much_on_what_and_for_whom() -> None:
     assert adjusted.kind is Kind.OPEN
     assert "[+0.030, +0.040] in FSC area, p = 0.2 after Holm's correction" in adjusted.sentence
     assert "Holm" not in sentence
+    # the p-value is that of the FSC area and stands beside it
+    poses = Difference(3, 1.0, 0.5, -0.5, 2.5, 0.1)
+    both = judge("X", "Y", area, 0.2, scope=Scope.THESE_PARTICLES, likelihood=poses).sentence
+    assert "in FSC area, p = 0.2 after Holm's correction, held-out log-likelihood +1.00" in both

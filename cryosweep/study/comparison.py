@@ -937,9 +937,14 @@ def _replicated_headline(
     adjusted = (
         f"p-values are adjusted for {tested} comparisons with {replication.centre}"
         if tested > 1
-        else f"there is one comparison with {replication.centre}"
+        else f"there is one comparison, with {replication.centre}"
     )
-    scope = f"Intervals (95 %) and tests over the replicates hold for {replication.scope.value}; {adjusted}."
+    scope = (
+        f"Intervals (95 %) and tests over the replicates hold for {replication.scope.value}; {adjusted}."
+        if tested
+        else f"No other point shares two replicates with the centre, {replication.centre}, so none is tested "
+        "against it; another centre can be chosen with --centre."
+    )
     return first, said[0], *picks, scope
 
 
@@ -974,7 +979,7 @@ def _effect_sentences(effects: Sequence[Effect], swept: Sequence[str], noise: fl
         if spreads:
             text += f"; at one value the other parameters spread it by up to {max(spreads):.3f} (SD)"
         if high.mean - low.mean < noise:
-            text += "; the difference is within the noise of one run"
+            text += f"; that is within the noise ({noise:.3f})"
         sentences.append(text + ".")
     return tuple(sentences)
 

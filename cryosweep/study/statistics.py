@@ -230,7 +230,8 @@ def judge(
     poses = "" if likelihood is None else f", held-out log-likelihood {likelihood.show(2)} per particle"
     found = f"{area.show(3)} in FSC area{poses}"
     if scope is Scope.ONE_RUN or area.n < 2:
-        return Verdict(Kind.CANDIDATE, f"{name}: candidate, one run: {found} against {centre}.")
+        fixed = "; the spread of one run leaves out what refining anew changes" if area.sd > 0.0 else ""
+        return Verdict(Kind.CANDIDATE, f"{name}: candidate, one run: {found} against {centre}{fixed}.")
     basis = f"n = {area.n} paired replicates; {scope.value}"
     map_differs = area_p < alpha
     poses_differ = likelihood is not None and likelihood_p < alpha
@@ -260,14 +261,15 @@ def judge(
     needed = replicates_needed(area.sd, MATTERS, comparisons=comparisons)
     count = f"{needed}" if needed < MOST_REPLICATES else f"more than {MOST_REPLICATES}"
     among = f" among {comparisons} comparisons" if comparisons > 1 else ""
-    advice = f"{count} replicates would settle a difference of {MATTERS:g}{among}"
+    advice = f"{count} replicates would settle a difference of {MATTERS:g}{among} at the spread found"
     if needed <= area.n:
-        advice = f"so many find a difference of {MATTERS:g}{among} four times in five"
+        advice = f"so many find a difference of {MATTERS:g}{among} four times in five at the spread found"
     # the interval is that of one comparison alone, the verdict one of many
     alone = f", p = {area_p:.2g} after Holm's correction" if area.low > 0.0 or area.high < 0.0 else ""
+    found = f"{area.show(3)} in FSC area{alone}{poses}"
     return Verdict(
         Kind.OPEN,
-        f"{name} and {centre} are not distinguishable in FSC area with {area.n} replicates: {found}{alone} "
+        f"{name} and {centre} are not distinguishable in FSC area with {area.n} replicates: {found} "
         f"({basis}); {advice}" + (_better_poses(likelihood) if poses_differ else "."),
     )
 

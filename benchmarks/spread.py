@@ -24,7 +24,7 @@ import numpy as np
 from coverage import RULES, Array
 from scipy import stats
 
-from cryosweep.study.comparison import REPLICATE_KEYS, Run, load_runs, show
+from cryosweep.study.comparison import REPLICATE_KEYS, SCORE_SD, Run, load_runs, show
 from cryosweep.study.statistics import Difference, jackknife_difference, paired_difference
 
 # What tells runs apart that are the same point.
@@ -109,13 +109,26 @@ def main() -> None:
         common = [key for key in base if all(key in runs for runs in points.values())]
         print(f"{folder.name}, {len(common)} replicates, centre: {centre}")
         areas = np.array([base[key].scores().area for key in common])
-        print(f"  FSC area of the centre {areas.mean():.3f}, SD {areas.std(ddof=1):.4f}")
+        formula = rms(np.array([base[key].summary[SCORE_SD] for key in common]))
+        print(
+            f"  FSC area of the centre {areas.mean():.3f}, SD {areas.std(ddof=1):.4f}, "
+            f"{areas.std(ddof=1) / formula:.2f} times the formula of one run"
+        )
         found: Array = np.array([
             described(beside(name, centre), {key: one_run(runs[key], base[key]) for key in common})
             for name, runs in points.items()
         ])  # fmt: skip
+        every = [base, *points.values()]
+        bars = 1.96 * np.sqrt(2.0) * np.array(
+            [max(runs[key].summary[SCORE_SD] for runs in every) for key in common]
+        )  # fmt: skip
+        apart = np.abs(found[:, 0] - found[:, 0].mean(axis=-1, keepdims=True))
+        print(
+            f"  the bar of a study of one run a point, {bars.mean():.3f}, is passed by "
+            f"{np.mean(apart > bars):.2f} of the deviations of a difference in A from its mean"
+        )
         for k, score in enumerate("AH"):
-            pairs = np.corrcoef(found[:, k])[np.triu_indices(len(found), 1)]
+            pairs = np.asarray(np.corrcoef(found[:, k]))[np.triu_indices(len(found), 1)]
             held = threes(found[:, k])
             told = "; ".join(
                 f"{rule} {shares.mean():.2f} ({shares.min():.2f} to {shares.max():.2f})"

@@ -335,7 +335,7 @@ def fsc_interval(curve: Tensor, samples: Tensor, *, level: float = 0.95) -> tupl
     """Interval of an FSC within one run, each (n_shells,): `tanh(atanh F -+ z / sqrt(2 N_eff))`.
 
     Fisher's z of a correlation (Fisher 1921, Metron 1, 3) of `2 N_eff` real numbers, `N_eff` complex ones.
-    Coefficients of neighbouring shells are correlated under a mask, so a single shell scatters about 1.7
+    Coefficients of neighbouring shells are correlated under a mask, so a single shell scatters 1.7 to 2.2
     times less than this says (docs/statistics.md); it is the safe side.
 
     Args:

@@ -523,7 +523,8 @@ def compare(
 
     The bar for a difference between two single runs is 1.96 sqrt(2) times the largest SD that the formula for
     one run gives (spread of an FSC over the effective number of samples in the mask). It treats the runs as
-    independent. Runs on the same particles are not, so it is usually too wide, and it is not a paired test.
+    independent, which those on the same particles are not, and leaves out what refining anew changes: of
+    whole refinements 0 to 4 % passed it by chance (docs/statistics.md). It is not a paired test.
 
     Raises:
         ValueError: no run finished, two that did share a name, they were scored under different masks, or

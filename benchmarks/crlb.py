@@ -11,12 +11,14 @@ unknown, bounds the covariance of an unbiased estimate.
 `efficiency` is the median rotation error over 0.89 times the rms bound (the median of the norm of an
 isotropic 3-d normal is 0.89 of its rms): 1.00 is an efficient estimator. `against draws` divides by the
 median of errors drawn from each particle's own bound instead, which an anisotropic bound, or one that varies
-between particles, does not distort. `own` is the same ratio for a whole refinement of those images (five
-iterations from the maps that the consensus poses give; one rigid change of frame is taken out), whose
-references are its own. Two shares say what a shortfall is due to: `missed`, particles whose
-search ended more than 1 in log-likelihood below the optimum next to the true pose (the search failed), and
-`likelier`, particles where it ended more than 1 above that (noise made another pose better: no search can
-help, a prior may). The last line is one JSON object.
+between particles, does not distort. With `--prior` the search has Gaussian priors as wide as the motion truly
+is, as it would in a refinement of a domain this small; drawn errors are then those of the bound that counts
+the prior's information too (van Trees 1968), which no estimator beats on average. `own` is the same ratio for
+a whole refinement of those images (five iterations from the maps that the consensus poses give; one rigid
+change of frame is taken out), whose references are its own. Two shares say what a shortfall is due to:
+`missed`, particles whose search ended more than 1 in log-likelihood below the optimum next to the true pose
+(the search failed), and `likelier`, particles where it ended more than 1 above that (noise made another pose
+better: no search can help, a prior may). The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -51,7 +53,10 @@ from cryosweep.search import (
     Stage,
     informative_shell,
     plan_search,
+    prior_quadratic,
+    residual_shift,
     search_poses,
+    turn,
 )
 from cryosweep.simulate import (
     DOMAINS,
@@ -153,9 +158,7 @@ def domain_images(name: str, folder: Path, settings: SimulationSettings, truth: 
     )
 
 
-def own_reference(
-    images: Images, samples: Tensor, settings: SimulationSettings, arguments: argparse.Namespace
-) -> float:
+def own_reference(images: Images, samples: Tensor, settings: SimulationSettings, space: SearchSpace) -> float:
     """Median rotation error (degrees) of a refinement of the images from their consensus poses."""
     pixel_size, box, count = settings.pixel_size, settings.box_size, len(samples)
     with tempfile.TemporaryDirectory() as scratch:
@@ -178,8 +181,11 @@ def own_reference(
         result = refine(
             particles, start, mask, fulcrum=-images.lever_px.double() * pixel_size, device=CPU,
             settings=RefinementSettings(
-                rotation_extent=arguments.rotation_extent, shift_extent=arguments.shift_extent,
-                rotation_prior=arguments.rotation_prior, max_iterations=5,
+                rotation_extent=math.degrees(space.rotation_extent),
+                shift_extent=space.shift_extent_px * pixel_size,
+                rotation_prior=None if space.rotation_prior is None else math.degrees(space.rotation_prior),
+                shift_prior=None if space.shift_prior_px is None else space.shift_prior_px * pixel_size,
+                max_iterations=5,
             ),
         )  # fmt: skip
     truth = images.truth.rotations.double(), images.truth.shifts_px.double() * pixel_size
@@ -203,10 +209,18 @@ def measure(
     space = SearchSpace(
         rotation_extent=math.radians(arguments.rotation_extent),
         shift_extent_px=arguments.shift_extent / pixel_size,
-        rotation_prior=None if arguments.rotation_prior is None else math.radians(arguments.rotation_prior),
+        rotation_prior=None,
         shift_prior_px=None,
         lever_px=images.lever_px,
     )
+    if arguments.prior:
+        space = replace(
+            space,
+            rotation_prior=float(turn(images.truth, images.start).square().mean().sqrt()),
+            shift_prior_px=float(
+                residual_shift(images.truth, images.start, images.lever_px).square().mean().sqrt()
+            ),
+        )
     coarse = informative_shell(
         images.reference, plane, weights=weights[:INFORMED], rotations=images.start.rotations[:INFORMED],
         least=round(plane.box_size * pixel_size / COARSE),
@@ -219,6 +233,7 @@ def measure(
     local = replace(plan, stages=(Stage(plane.max_shell, starts=1, iterations=10),))  # the given start alone
     chunks = torch.arange(len(samples)).split(64)
     bounds: list[Tensor] = []
+    with_prior: list[Tensor] = []
     found: list[SearchResult] = []
     near: list[SearchResult] = []
     for rows in chunks:
@@ -229,6 +244,8 @@ def measure(
         ).curvature.double()
         bounds.append(torch.linalg.inv(curvature))
         anchor = images.start[rows]
+        prior = prior_quadratic(truth, anchor, space).curvature.double()
+        with_prior.append(torch.linalg.inv(curvature + prior))
         found.append(
             search_poses(
                 images.reference, plane, anchor=anchor, current=anchor, space=space, plan=plan, **given
@@ -247,8 +264,7 @@ def measure(
     bound = torch.cat(bounds)
     error = turned(found)
     moved = (torch.cat([part.poses.shifts_px for part in found]) - images.truth.shifts_px).norm(dim=1)
-    rotation_bound = bound[:, :3, :3]
-    draws = torch.linalg.cholesky(rotation_bound) @ torch.randn(
+    draws = torch.linalg.cholesky(torch.cat(with_prior)[:, :3, :3]) @ torch.randn(
         len(bound), 3, 64, generator=generator, dtype=torch.float64
     )
     gain = torch.cat([a.log_posterior - b.log_posterior for a, b in zip(found, near, strict=True)])
@@ -263,7 +279,7 @@ def measure(
         drawn=math.degrees(float(draws.norm(dim=1).median())),
         missed=float((gain < -1.0).float().mean()),
         likelier=float((gain > 1.0).float().mean()),
-        own_error=own_reference(images, noisy, settings, arguments) if arguments.own else math.nan,
+        own_error=own_reference(images, noisy, settings, space) if arguments.own else math.nan,
     )
 
 
@@ -278,7 +294,7 @@ def main() -> None:
     parser.add_argument("--snr", type=float, nargs="+", default=[0.1, 0.2, 0.4])
     parser.add_argument("--rotation-extent", type=float, default=30.0, help="degrees")
     parser.add_argument("--shift-extent", type=float, default=15.0, help="Å")
-    parser.add_argument("--rotation-prior", type=float, help="degrees, sigma per axis; none by default")
+    parser.add_argument("--prior", action="store_true", help="priors as wide as the motion truly is")
     parser.add_argument("--own", action="store_true", help="refine too, with references of its own")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     arguments = parser.parse_args()
@@ -309,7 +325,7 @@ def main() -> None:
     print(
         f"{arguments.particles} particles x {len(arguments.seeds)} seed(s), box {arguments.box_size} px of "
         f"{WIDTH / arguments.box_size:g} Å, extents {arguments.rotation_extent:g}° and "
-        f"{arguments.shift_extent:g} Å, rotation prior {arguments.rotation_prior}"
+        f"{arguments.shift_extent:g} Å, {'priors as wide as the motion' if arguments.prior else 'no prior'}"
     )
     header = (
         "domain", "SNR", "bound rms", "error med", "p90", "from truth", "shift bound", "shift med",

@@ -195,11 +195,11 @@ def resample_cube(volume: Tensor, size: int) -> Tensor:
 
 
 def even_fft_size(minimum: float) -> int:
-    """Smallest even size of at least `minimum` whose prime factors are 2, 3 and 5."""
+    """Smallest even size of at least `minimum` whose prime factors are 2, 3, 5 and 7."""
     size = max(2, 2 * math.ceil(minimum / 2))
     while True:
         rest = size
-        for prime in (2, 3, 5):
+        for prime in (2, 3, 5, 7):
             while rest % prime == 0:
                 rest //= prime
         if rest == 1:

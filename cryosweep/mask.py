@@ -270,13 +270,26 @@ def mask_radius_px(mask: Tensor, centre_px: Tensor | tuple[float, float, float])
     Raises:
         ValueError: the mask exceeds 0.01 nowhere.
     """
-    voxels = torch.nonzero(mask > NEGLIGIBLE)
-    if voxels.numel() == 0:
-        raise ValueError("an empty mask has no radius; lower its threshold")
-    origin = torch.tensor([size // 2 for size in mask.shape], dtype=torch.float64, device=mask.device)
-    centre = torch.as_tensor(centre_px, dtype=torch.float64, device=mask.device)
-    offsets = voxels.to(torch.float64) - origin - centre.flip(0)
-    return float(torch.linalg.vector_norm(offsets, dim=1).max())
+    distance, _ = _distances_px(mask, centre_px)
+    return float(distance.max())
+
+
+def radius_of_share_px(mask: Tensor, centre_px: Tensor | tuple[float, float, float], share: float) -> float:
+    """Distance (px) from a point within which a share of the mask's weight lies.
+
+    Args:
+        mask: (d, d, d).
+        centre_px: (3,) x, y, z in px from the box centre.
+        share: in (0, 1].
+
+    Raises:
+        ValueError: the mask exceeds 0.01 nowhere.
+    """
+    distance, weight = _distances_px(mask, centre_px)
+    order = distance.argsort()
+    held = weight[order].cumsum(0)
+    place = int(torch.searchsorted(held, share * held[-1]))
+    return float(distance[order[min(place, len(order) - 1)]])
 
 
 def minimum_soft_padding(resolution: float, pixel_size: float) -> float:
@@ -367,6 +380,17 @@ def _slope(mask: Tensor) -> Tensor:
         size = mask.shape[axis] - 1
         squared.narrow(axis, 0, size).add_(mask.diff(dim=axis).square())
     return squared.sqrt()
+
+
+def _distances_px(mask: Tensor, centre_px: Tensor | tuple[float, float, float]) -> tuple[Tensor, Tensor]:
+    """Distance (px) from a point to each voxel where the mask exceeds 0.01, and the mask there (float64)."""
+    voxels = torch.nonzero(mask > NEGLIGIBLE)
+    if voxels.numel() == 0:
+        raise ValueError("an empty mask has no radius; lower its threshold")
+    origin = torch.tensor([size // 2 for size in mask.shape], dtype=torch.float64, device=mask.device)
+    centre = torch.as_tensor(centre_px, dtype=torch.float64, device=mask.device)
+    distance = torch.linalg.vector_norm(voxels - origin - centre.flip(0), dim=1)
+    return distance, mask[voxels.unbind(1)].double()
 
 
 def _require_length(name: str, length_px: float) -> None:

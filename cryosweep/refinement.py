@@ -41,7 +41,7 @@ from cryosweep.geometry import angle_between, rotation_from_vector, rotation_vec
 from cryosweep.io.particles import Particles
 from cryosweep.kernels import can_compile
 from cryosweep.likelihood import noise_power
-from cryosweep.mask import centre_of_mass, mask_radius_px
+from cryosweep.mask import centre_of_mass, radius_of_share_px
 from cryosweep.projector import Reference, insert, make_reference, new_accumulator, slices
 from cryosweep.reconstruction import (
     FourierSums,
@@ -91,6 +91,12 @@ INFORMED = 32
 # The grid search looks at this multiple of the initial low-pass: 19 Å for 12 Å (docs/performance.md).
 COARSE_TO_INITIAL = 1.6
 PREPARE_CHUNK = 128
+# Share of the mask's weight that the crop is made for: what lies beyond is a corner of its soft edge.
+HELD = 0.99
+# Share of the farthest place allowed that the crop is made for.
+REACH = 0.75
+# px: in a smaller crop shells are so wide that noise in a single one carries the band far.
+LEAST_CROP = 32
 # A pose counts as lying at the extent within this share of it.
 AT_EXTENT = 0.95
 # Settled: half of the particles moved by less than this share of the resolution at the domain's rim.
@@ -383,12 +389,22 @@ class _Searched:
 def crop_size_for(
     box_size: int, *, radius_px: float, shift_extent_px: float, rotation_extent: float, lever_px: float
 ) -> int:
-    """Even crop that holds the domain wherever the search may put it, at most the box.
+    """Even crop that holds a domain three quarters as far out as the search may put it, 32 px to the box.
 
-    `2 (r + shift + 2 sin(rotation / 2) lever)`: beyond it the cross term of the likelihood is exact.
+    `2 (r + 3/4 hypot(shift, 2 sin(rotation / 2) lever))`: within it the likelihood's cross term is exact.
+    Farther out, where few particles end, the side of the rim that leaves the crop is not seen. Measured in
+    docs/performance.md.
+
+    Args:
+        box_size: px.
+        radius_px: of the domain.
+        shift_extent_px: limit.
+        rotation_extent: rad, limit.
+        lever_px: distance of the domain's centre from the fulcrum.
     """
     swing = 2.0 * math.sin(min(rotation_extent, math.pi) / 2.0) * lever_px
-    return min(even_fft_size(2.0 * (radius_px + shift_extent_px + swing)), box_size)
+    reach = math.hypot(shift_extent_px, swing)
+    return min(max(even_fft_size(2.0 * (radius_px + REACH * reach)), LEAST_CROP), box_size)
 
 
 def refine(
@@ -628,7 +644,7 @@ def _locate_domain(mask: Tensor, fulcrum: Tensor, settings: RefinementSettings, 
     exact = centre_of_mass(mask).double().cpu()
     centre = (round(float(exact[0])), round(float(exact[1])), round(float(exact[2])))
     whole = torch.tensor(centre, dtype=torch.float64)
-    radius = mask_radius_px(mask, whole)
+    radius = radius_of_share_px(mask, whole, HELD)
     lever = whole - fulcrum.double().cpu() / pixel_size
     shape = settings.extent_shape
     crop = crop_size_for(

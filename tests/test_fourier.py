@@ -129,7 +129,9 @@ def test_gaussian_filter_adds_variances():
     assert_close(wide, gaussian(2.5), atol=1e-8, rtol=0)
 
 
-@pytest.mark.parametrize(("minimum", "size"), [(61, 64), (60, 60), (7, 8), (97.2, 100), (2, 2), (14, 16)])
+@pytest.mark.parametrize(
+    ("minimum", "size"), [(61, 64), (60, 60), (7, 8), (97.2, 98), (2, 2), (13, 14), (86, 90)]
+)
 def test_even_fft_size(minimum, size):
     assert even_fft_size(minimum) == size
 

@@ -24,6 +24,7 @@ from cryosweep.mask import (
     mask_radius_px,
     minimum_soft_padding,
     power_outside,
+    radius_of_share_px,
     soft_edge,
     soft_mask,
     spherical_mask,
@@ -226,6 +227,18 @@ def test_centre_of_mass_and_radius_of_two_voxels(box_size: int) -> None:
         centre_of_mass(torch.zeros(4, 4, 4))
     with pytest.raises(ValueError, match="no radius"):
         mask_radius_px(torch.zeros(4, 4, 4), (0.0, 0.0, 0.0))
+
+
+def test_radius_of_a_share_of_a_ball():
+    axis = torch.arange(64, dtype=torch.float64) - 32
+    distance = (axis[:, None, None] ** 2 + axis[None, :, None] ** 2 + axis**2).sqrt()
+    ball = (distance <= 25.0).float()
+    for share in (0.5, 0.9, 0.99):
+        expected = 25.0 * share ** (1 / 3)
+        assert radius_of_share_px(ball, (0.0, 0.0, 0.0), share) == pytest.approx(expected, abs=0.1)
+    assert radius_of_share_px(ball, (0.0, 0.0, 0.0), 1.0) == mask_radius_px(ball, (0.0, 0.0, 0.0))
+    soft = ball + 0.02 * ((distance > 25.0) & (distance <= 28.0))
+    assert radius_of_share_px(soft, (0.0, 0.0, 0.0), 0.99) < 25.5 < mask_radius_px(soft, (0.0, 0.0, 0.0))
 
 
 def test_minimum_soft_padding_is_in_whole_pixels() -> None:

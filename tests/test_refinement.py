@@ -524,13 +524,12 @@ def test_last_common_shell_asks_for_two_shells_in_a_row():
     assert last_common_shell(torch.ones(9)) == 8
 
 
-def test_crop_holds_the_domain_wherever_the_search_puts_it():
-    size = crop_size_for(
-        200, radius_px=20.0, shift_extent_px=5.0, rotation_extent=math.radians(20), lever_px=30.0
-    )
-    assert size >= 2 * (20 + 5 + 2 * math.sin(math.radians(10)) * 30)
-    assert size < 90
-    assert crop_size_for(64, radius_px=40.0, shift_extent_px=5.0, rotation_extent=0.1, lever_px=0.0) == 64
+def test_crop_holds_the_domain_three_quarters_as_far_as_the_search_may_put_it():
+    reach = {"shift_extent_px": 5.0, "rotation_extent": math.radians(20), "lever_px": 30.0}
+    size = crop_size_for(200, radius_px=20.0, **reach)
+    swing = 2 * math.sin(math.radians(10)) * 30
+    assert 0 <= size - 2 * (20 + 0.75 * math.hypot(5, swing)) < 4
+    assert crop_size_for(64, radius_px=40.0, **reach) == 64
 
 
 def test_mask_centre_lies_where_the_domain_is(scene):

@@ -93,7 +93,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "plotly": ("study.report", "study.figures", "study.meshes"),
     "mlflow": ("tracking",),
     "sqlalchemy": ("tracking",),
-    "filelock": ("tracking", "study.store", "study.sweep"),
+    "filelock": ("tracking", "study.store", "study.sweep", "study.proposals"),
     "hydra": ("study.points", "study.proposals", "study.sweep", "config", "composition", "app"),
     "optuna": ("study.proposals",),
     "omegaconf": ("study.sweep", "composition", "app"),

@@ -45,7 +45,7 @@ LINES: tuple[tuple[str, ...], ...] = (
     ("job.starting",),
     ("job.masks", "job.outputs"),
     ("job.fulcrum", "job.subtraction", "job.postprocessing"),
-    ("job.neighbours",),
+    ("job.neighbours", "job.common"),
     ("job.run",),
     ("job",),
     ("commands",),

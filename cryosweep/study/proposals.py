@@ -41,8 +41,11 @@ log = logging.getLogger(__name__)
 
 JOURNAL = "optuna.journal"
 TRIALS_FILE = "trials.csv"
-# Scores that a study may look for; of both, more is better.
-OBJECTIVES = ("fsc_area/frozen", "score/held_out_likelihood")
+# Scores that a study may look for; of all, more is better.
+OBJECTIVES = (
+    "fsc_area/frozen", "score/held_out_likelihood", "common/fsc_area/frozen",
+    "common/score/held_out_likelihood",
+)  # fmt: skip
 SAMPLERS = ("tpe", "gp", "random")
 SUBSET = "data.subset"
 

@@ -47,7 +47,7 @@ def found(
     data = Data(PARTICLES, truth, "")
     start = Start(PARTICLES, HalfMaps(consensus, consensus, PIXEL), ORIGIN, pd.DataFrame(), {})
     base = mask_base(config, data, start, torch.device("cpu"))
-    return interface_point(config, config.fulcrum, data, start, base, mask, torch.device("cpu"))
+    return interface_point(config, config.fulcrum, data, start, base, mask, torch.device("cpu"))[:2]
 
 
 def test_labelled_domains_are_cut_from_the_consensus_and_lead_to_the_hinge() -> None:

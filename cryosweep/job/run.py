@@ -63,8 +63,9 @@ def run_job(config: JobConfig, folder: Path, tracker: Tracker, progress: Progres
     ruler = scoring_ruler(config, base, particles, device, store)
     settings = refinement_settings(config)
     notes = list(particles.notes)
+    doubts: tuple[rules.Finding, ...] = ()
     if isinstance(config.fulcrum, schemas.Interface):
-        fulcrum, note = interface_point(config, config.fulcrum, data, start, base, mask, device)
+        fulcrum, note, doubts = interface_point(config, config.fulcrum, data, start, base, mask, device)
         notes.append(note)
     else:
         fulcrum = fulcrum_point(config, mask, start, particles, data.truth)
@@ -72,7 +73,7 @@ def run_job(config: JobConfig, folder: Path, tracker: Tracker, progress: Progres
     images = images_to_refine(config, data, start, base, store, device, progress)
     if images.rest is not None and isinstance(config.consensus, schemas.ConsensusFiles):
         notes.extend(check_half_maps(particles, start.half_maps, device=device))
-    removal = subtraction_findings(config, particles, images)
+    given = (*doubts, *subtraction_findings(config, particles, images))
     apart = neighbours_apart(config, data, start, images, base, device)
     common = common_images(config, data, start, base, store, device, progress)
     if isinstance(apart, str):
@@ -83,7 +84,7 @@ def run_job(config: JobConfig, folder: Path, tracker: Tracker, progress: Progres
         mask, smooth_start, particles, fulcrum=fulcrum, settings=settings, made=made,
         resolution=config.refinement.initial_lowpass,
     )  # fmt: skip
-    notes.extend(map(str, rules.worst_first((*setup, *removal))))
+    notes.extend(map(str, rules.worst_first((*setup, *given))))
     for note in notes:
         progress.note(note)
     record_run(
@@ -149,7 +150,7 @@ def run_job(config: JobConfig, folder: Path, tracker: Tracker, progress: Progres
     )  # fmt: skip
     metrics, about_maps = postprocess(config.postprocessing, folder, half_maps, scored, mask, start)
     result_findings = (*review.findings, *about_maps, *(() if near is None else near.findings))
-    findings = rules.worst_first((*setup, *removal, *result_findings))
+    findings = rules.worst_first((*setup, *given, *result_findings))
     notes.extend(map(str, rules.worst_first(result_findings)))
     summary |= review.metrics | metrics
     summary["seconds"] = time.monotonic() - began

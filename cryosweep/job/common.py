@@ -7,6 +7,7 @@ has been taken: all but the domain, as `subtraction=domain` takes it when nothin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -68,13 +69,21 @@ class OwnScores:
     left_out: Tensor | None
 
 
+def wants_common_images(config: JobConfig, swept: Sequence[str]) -> bool:
+    """Whether they are asked for or may be needed: something is subtracted, or `swept` has such a key."""
+    if config.scoring.common_images is not None:
+        return config.scoring.common_images
+    varies = any(key == "subtraction" or key.startswith("subtraction.") for key in swept)
+    return varies or not isinstance(config.subtraction, schemas.NoSubtraction)
+
+
 def common_images(
     config: JobConfig, data: Data, start: Start, base: Tensor | None, store: Store, device: torch.device,
     progress: Progress,
 ) -> Images | str:  # fmt: skip
     """The common images and half-maps of them at the starting poses, or why there are none."""
     if not config.scoring.common_images:
-        return "scoring.common_images=false"
+        return "scoring.common_images is not true"
     if isinstance(config.mask_base, schemas.ConsensusBase):
         return "mask_base=consensus is the whole map, so there is nothing to subtract"
     if isinstance(config.consensus, schemas.ConsensusFiles):

@@ -101,7 +101,8 @@ def test_where_there_are_none_it_says_why(scene: Any) -> None:
     assert "nothing to subtract" in str(common_images(config, *where))
     files = make_plan(["consensus=files", "consensus.half_a=a.mrc", "consensus.half_b=b.mrc"], multirun=False)
     half = SimpleNamespace(**vars(scene))
-    maps = HalfMaps(*(4.0 * each for each in scene.start.half_maps.pair), 7.0)
+    a, b = scene.start.half_maps.pair
+    maps = HalfMaps(4.0 * a, 4.0 * b, 7.0)
     half.start = replace(scene.start, half_maps=maps)
     told = common_images(
         replace(job(), consensus=files.jobs[0].consensus), half.data, half.start, half.base, half.store, CPU,

@@ -182,7 +182,7 @@ def _interface(paths: list[Path], threshold: float | None, name: Path, map: Map)
             for index, (other, voxels) in enumerate(zip(names, found.voxels, strict=True))
             if index != found.carrier
         ),
-        *map(str, rules.present((rules.contact_along(found.along),))),
+        *(str(doubt) for doubt in rules.present((rules.contact_along(found.along),))),
     )
     return _Found((x, y, z), regions[0].to(map.data.dtype), said)
 

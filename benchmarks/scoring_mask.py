@@ -120,12 +120,14 @@ def make_scene(job: JobConfig, names: Sequence[str]) -> Scene:
     progress, store = LogProgress(), Store(Path(job.output_dir) / "stages")
     data = load_data(job, store, CPU, progress)
     start: Start = starting_maps(job, data, store, CPU, progress)
-    base = mask_base(job, data, start, CPU)
+    base = mask_base(job, data, start, CPU, store)
     assert base is not None
     taken = make_plan(
         [f"mask_base.name={job.mask_base.name}", "subtraction=domain"], multirun=False
     ).jobs[0].subtraction  # fmt: skip
-    lacking = images_to_refine(replace(job, subtraction=taken), data, start, base, CPU, progress).particles
+    lacking = images_to_refine(
+        replace(job, subtraction=taken), data, start, base, store, CPU, progress
+    ).particles
     box, pixel_size = data.particles.box_size, data.particles.pixel_size
     domain = load_ribosome().domains[job.mask_base.name]
     masks = {name: mask_of(base, *how, pixel_size) for name, how in MASKS.items() if name in names}

@@ -379,7 +379,7 @@ def _run_in(folder: Path, composed: DictConfig) -> dict[str, float] | None:
     from cryosweep import job
     from cryosweep.composition import question_of
     from cryosweep.study import resume
-    from cryosweep.study.sweep import RUN_FILE, record_run
+    from cryosweep.study.sweep import RUN_FILE, SWEPT_KEYS, record_run
     from cryosweep.tracking import run_name
 
     hydra_config = HydraConfig.get()
@@ -388,6 +388,10 @@ def _run_in(folder: Path, composed: DictConfig) -> dict[str, float] | None:
     choices = {group: option for group, option in hydra_config.runtime.choices.items() if "/" not in group}
     swept = _swept_values(composed, choices, hydra_config.overrides.task)
     config: JobConfig = OmegaConf.to_object(composed)  # pyright: ignore[reportAssignmentType]
+    # settled here, where the sweep is known: a point finished without such scores has another fingerprint
+    keys = os.environ.get(SWEPT_KEYS, "").split() if in_sweep else []
+    config.scoring.common_images = job.wants_common_images(config, keys)
+    composed.scoring.common_images = config.scoring.common_images
     OmegaConf.save(composed, folder / "config.yaml", resolve=True)
     record_run(
         folder,

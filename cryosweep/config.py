@@ -314,6 +314,7 @@ class ScoringConfig:
     randomisations: int
     jackknife: int
     neighbours: bool
+    common_images: bool | None
 
 
 @dataclass

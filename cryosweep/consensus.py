@@ -22,6 +22,7 @@ from cryosweep.refinement import (
     IterationRecord,
     Refinement,
     RefinementSettings,
+    RefinementState,
     last_common_shell,
     refine,
 )
@@ -124,6 +125,8 @@ def refine_consensus(
     memory_budget: float = math.inf,
     advance: Callable[[int], None] | None = None,
     on_iteration: Callable[[IterationRecord], None] | None = None,
+    resume: RefinementState | None = None,
+    on_state: Callable[[RefinementState], None] | None = None,
 ) -> Consensus:
     """Refine the poses of whole particles and reconstruct both half-maps at them.
 
@@ -139,6 +142,8 @@ def refine_consensus(
         memory_budget: bytes, as for `refine`.
         advance: called with numbers of particles: prepared once, searched per iteration, reconstructed twice.
         on_iteration: called after each iteration.
+        resume: go on from here, as for `refine`; `start` then only has to be there.
+        on_state: called after each iteration that another one follows.
     """
     first = mask if isinstance(mask, Tensor) else whole_box_sphere(particles.box_size, device=device)
     # whole voxels, as the refinement takes its own centre: rotations then move no shift
@@ -153,7 +158,7 @@ def refine_consensus(
     result = refine(
         particles, start, first, fulcrum=fulcrum, settings=settings, device=device,
         memory_budget=memory_budget, advance=advance, on_iteration=on_iteration,
-        remask=follow if isinstance(mask, DynamicMask) else None,
+        remask=follow if isinstance(mask, DynamicMask) else None, resume=resume, on_state=on_state,
     )  # fmt: skip
     if result.scale is not None:
         particles = particles.rescaled(result.scale)

@@ -33,11 +33,13 @@ class Contact:
         centre: (3,) float64, mean of the voxels, x, y, z in Å from the box centre; nan without voxels.
         sd: (3,) float64, standard deviation of the voxels along x, y and z, Å: how well the centre is a
             point.
+        covariance: (3, 3) float64 of them, Å^2.
     """
 
     voxels: int
     centre: Tensor
     sd: Tensor
+    covariance: Tensor
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,16 @@ class Interface:
         carrier: index of the carrier among the parts.
         contact: with the carrier.
         voxels: of the contact with each part.
+        along: standard deviation of the contact on the line from the domain's centre of mass to the contact's
+            centre, as a share of the domain's radius of gyration. Small where the contact crosses one end of
+            the domain, as a hinge does; large where it runs along the domain: then the place on that line,
+            the length of the lever, is not determined by the contact (`rules.contact_along`).
     """
 
     carrier: int
     contact: Contact
     voxels: tuple[int, ...]
+    along: float
 
 
 def contact_radius(pixel_size: float) -> float:
@@ -78,8 +85,9 @@ def contact(domain: Tensor, part: Tensor, *, pixel_size: float, radius: float | 
     places = (torch.nonzero(near) - origin).flip(1).double().cpu() * pixel_size
     if len(places) == 0:
         nowhere = torch.full((3,), torch.nan, dtype=torch.float64)
-        return Contact(0, nowhere, nowhere)
-    return Contact(len(places), places.mean(dim=0), places.std(dim=0, correction=0))
+        return Contact(0, nowhere, nowhere, nowhere.expand(3, 3))
+    covariance = torch.cov(places.T, correction=0).reshape(3, 3)
+    return Contact(len(places), places.mean(dim=0), covariance.diagonal().sqrt(), covariance)
 
 
 def interface(
@@ -118,10 +126,18 @@ def interface(
         )
     ours, theirs = (centre_of_mass(region) * pixel_size for region in (domain, parts[carrier]))
     axis = (theirs - ours).cpu()
+    lever = (found.centre - ours.cpu()).double()
     along = float(torch.dot(found.centre - ours.cpu(), axis) / torch.dot(axis, axis))
     if not 0.0 < along < 1.0:
         raise ValueError(
             f"the contact with {name} does not lie between the centres of mass of the two, as if one "
             f"embraced the other; set a marker where the domain turns, or cut the carrier down to one side"
         )
-    return Interface(carrier, found, voxels)
+    line = lever / lever.norm()
+    spread = float((line @ found.covariance @ line).sqrt())
+    return Interface(carrier, found, voxels, spread / (_radius_of_gyration(domain) * pixel_size))
+
+
+def _radius_of_gyration(region: Tensor) -> float:
+    places = torch.nonzero(region).double()
+    return float((places - places.mean(dim=0)).square().sum(dim=1).mean().sqrt())

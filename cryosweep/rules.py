@@ -70,10 +70,13 @@ NEAR_NYQUIST = 1.05
 # R26: chosen on 24 refinements of three domains of the simulated ribosome, judged on 24 others; docs/rules.md
 NEIGHBOUR_SHARE, UNQUOTABLE_SHARE, RIM_SHARE = 0.20, 0.38, 0.07
 _RIBOSOME = "48 refinements of a simulated ribosome"
+_DOMAINS = "three domains of a simulated ribosome"
 # R27
 TOLERABLE_SHORTFALL = 0.03
 # R28: SEs that a B-factor lies below 0; R29: SDs of the FSC of noise in a window below the threshold.
 CLEAR_B_FACTOR, CLEAR_WINDOW = 2.0, 3.0
+# R30: between what three domains of the simulated ribosome showed; docs/rules.md
+ALONG = 0.55
 
 
 @dataclass(frozen=True)
@@ -741,6 +744,23 @@ def fulcrum_lever(
         f"a shift extent of {needed:.0f} Å, or a fulcrum at the hinge",
         f"{CASE} (fulcrum at the interface); number: {OWN}",
         "Put the fulcrum where the domain meets the rest, or sweep fulcrum and search.shift_extent together",
+    )  # fmt: skip
+
+
+def contact_along(along: float) -> Finding | None:
+    """R30: the contact that is to be a fulcrum crosses one end of the domain and does not run along it.
+
+    Args:
+        along: as `fulcrum.Interface` has it.
+    """
+    if along <= ALONG:
+        return None
+    return Finding(
+        "R30", "warning",
+        f"the contact that gives the fulcrum runs along the domain: its SD on the line from the domain's "
+        f"centre is {along:.2f} of the domain's radius of gyration",
+        f"at most {ALONG:g}; so placed the fulcrum was 22 to 34 Å from the true hinge", _DOMAINS,
+        "Set a marker where the domain turns (fulcrum=marker), or give the search a larger shift extent",
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import pytest
 from cryosweep.study.comparison import (
     COLUMNS,
     GAIN,
+    GSFSC,
     HELD_OUT,
     ROTATION_ERROR,
     SCORE,
@@ -239,15 +240,88 @@ def test_unlike_starts_and_inputs_are_pointed_out(head_folder: Path) -> None:
     assert any("checksums differ" in warning for warning in warnings)
 
 
-def test_scores_on_other_images_are_called_in_doubt(head_folder: Path) -> None:
-    run = load_runs([head_folder])[0]
-    choices = {"whole": "none", "less": "domain"}
-    runs = [
-        dataclasses.replace(variant(run, name, {"subtraction": option}), options={"subtraction": option})
-        for name, option in choices.items()
+def subtracted_or_not(folder: Path, *, images: tuple[str | None, str | None] = ("s", "s")) -> list[Run]:
+    """Two replicates each, without and with subtraction; scores on common images differ from their own."""
+    points = [
+        Point({"subtraction": option, "seed": seed}, split=seed, held_out=9.0, blocks=5)
+        for option in ("none", "domain")
+        for seed in (0, 1)
     ]
-    assert any("differ in subtraction" in warning for warning in compare(runs).warnings)
-    assert not any("differ in subtraction" in warning for warning in compare(runs[:1]).warnings)
+    runs = load_runs([write_study(folder, points)[0].parent])
+    found: list[Run] = []
+    for run in runs:
+        option = str(run.swept["subtraction"])
+        better = 0.05 if option == "domain" else 0.0
+        seed = 0.001 * float(str(run.swept["seed"])) * (1.0 + better)
+        for name, columns in {
+            "fsc.csv": {"common": 0.5, "start_common": 0.25},
+            "poses.csv": {"common_held_out_likelihood": 3.0 + 20.0 * better + seed},
+            "jackknife.csv": {"common_fsc_area": np.linspace(0.41, 0.43, 5) + better},
+        }.items():
+            table = pd.read_csv(run.folder / name)
+            table.assign(**columns).to_csv(run.folder / name, index=False)
+        summary = {
+            **run.summary,
+            **{
+                SCORE: 0.7 - 2.0 * better,
+                f"common/{SCORE}": 0.42 + better + seed,
+                f"common/{SCORE_SD}": 0.01,
+                f"common/{GSFSC}": 11.0,
+                "common/resolution/frozen_05": 14.0,
+                f"common/{HELD_OUT}": 3.0 + 20.0 * better + seed,
+                "common/start/fsc_area_frozen": 0.3,
+                "common/start/resolution_frozen_0143": 13.0,
+            },
+        }
+        key = images[option == "domain"]
+        found.append(
+            dataclasses.replace(
+                run, summary=summary, options={"subtraction": option},
+                common_images=None if key is None else f"{key} {run.swept['seed']}",
+            )
+        )  # fmt: skip
+    return found
+
+
+def test_runs_that_differ_in_subtraction_are_compared_on_common_images(tmp_path: Path) -> None:
+    runs = subtracted_or_not(tmp_path)
+    found = compare(runs)
+    assert sum("all are compared on common images" in warning for warning in found.warnings) == 1
+    # on its own images the one without subtraction has the higher area
+    assert runs[0].summary[SCORE] > runs[-1].summary[SCORE]
+    assert [run.swept["subtraction"] for run in found.runs] == ["domain", "domain", "none", "none"]
+    first = found.runs[0]
+    assert first.summary[SCORE] == pytest.approx(0.47, abs=0.002)
+    assert found.table.at[first.name, GAIN] == pytest.approx(0.17, abs=0.002)
+    assert found.table.at[first.name, HELD_OUT] == pytest.approx(4.0, abs=0.002)
+    assert first.fsc()["frozen"].eq(0.5).all()
+    assert first.fsc()["start_frozen"].eq(0.25).all()
+    (standing,) = found.replication.standings
+    assert standing.verdict.kind is Kind.BETTER
+    assert standing.area.mean == pytest.approx(0.05, abs=1e-3)
+    assert standing.likelihood is not None
+    assert standing.likelihood.mean == pytest.approx(1.0, abs=1e-3)
+    # of one run each the blocks of the common images are taken
+    (alone,) = compare([runs[0], runs[2]]).replication.standings
+    assert alone.area.mean == pytest.approx(0.05, abs=1e-3)
+    assert alone.area.sd == pytest.approx(0.0, abs=1e-6)
+
+
+def test_settings_of_a_subtraction_count_as_different_images(tmp_path: Path) -> None:
+    runs = subtracted_or_not(tmp_path)[2:]
+    assert not compare(runs).runs[0].on_common_images
+    with (runs[0].folder / "config.yaml").open("a") as config:
+        config.write("subtraction: {kind: domain, keep_padding_width: 8}\n")
+    assert all(run.on_common_images for run in compare(runs).runs)
+
+
+@pytest.mark.parametrize("images", [("s", None), ("s", "t")])
+def test_scores_on_other_images_are_called_in_doubt(
+    tmp_path: Path, images: tuple[str | None, str | None]
+) -> None:
+    found = compare(subtracted_or_not(tmp_path, images=images))
+    assert any("not all scored on the same common images" in warning for warning in found.warnings)
+    assert not any(run.on_common_images for run in found.runs)
 
 
 def test_values_of_any_kind_are_shown_as_written(head_folder: Path) -> None:

@@ -344,6 +344,17 @@ def test_the_interface_is_that_of_the_library(parts: Path, capsys: pytest.Captur
     assert capsys.readouterr().out.splitlines()[0] == said.splitlines()[0]
 
 
+def test_an_interface_that_is_in_doubt_is_said(
+    parts: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("fulcrum", "--interface", "domain.mrc", "carrier.mrc")
+    assert run(*command) == 0
+    assert "R30" not in capsys.readouterr().out
+    monkeypatch.setattr("cryosweep.rules.ALONG", 0.01)
+    assert run(*command) == 0
+    assert "R30 warning: the contact that gives the fulcrum runs along the domain" in capsys.readouterr().out
+
+
 def test_what_is_no_interface_is_refused(parts: Path) -> None:
     for command, message in (
         (("domain.mrc", "far.mrc"), r"touches far\.mrc in 0 voxels only.*set a marker"),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cryosweep import rules
 from cryosweep.fulcrum import LEAST_VOXELS, contact, contact_radius, interface
 from cryosweep.mask import centre_of_mass, spherical_mask
 from cryosweep.simulate import DOMAINS, domain_labels, load_ribosome
@@ -51,6 +52,26 @@ def test_two_equal_balls_touch_halfway() -> None:
         assert int(found.sd.argmin()) == axis
         across = [float(found.sd[other]) for other in range(3) if other != axis]
         assert min(across) > 2 * float(found.sd[axis])
+
+
+def test_along_is_that_of_a_formula() -> None:
+    """A rod: its contact is thin where it stands on a slab, and long where it leans on a wall."""
+    z, y, x = torch.meshgrid(*[torch.arange(64) - 32] * 3, indexing="ij")
+    rod = (x.abs() <= 2) & (y.abs() <= 2) & (z >= -12) & (z <= 12)
+    slab = (z < -14) & (x.abs() <= 20) & (y.abs() <= 20)
+    gyration = PIXEL_SIZE * math.sqrt((25**2 - 1 + 2 * (5**2 - 1)) / 12.0)
+    standing = interface(rod, [slab], names=["slab"], pixel_size=PIXEL_SIZE)
+    # within 2 voxels of both: z from -14 to -13 alone, as far as z is concerned
+    assert standing.contact.sd[2] < PIXEL_SIZE
+    torch.testing.assert_close(standing.along, float(standing.contact.sd[2]) / gyration, rtol=1e-6, atol=1e-9)
+    # a wall beside its lower two thirds draws the contact along the rod
+    wall = (x >= 4) & (x <= 24) & (y.abs() <= 20) & (z <= 4) & (z >= -30)
+    leaning = interface(rod, [wall], names=["wall"], pixel_size=PIXEL_SIZE)
+    lever = leaning.contact.centre
+    line = lever / lever.norm()
+    expected = float((line @ leaning.contact.covariance @ line).sqrt()) / gyration
+    assert leaning.along == pytest.approx(expected, rel=1e-6)
+    assert leaning.along > 3 * standing.along
 
 
 def test_the_carrier_is_the_part_with_the_largest_contact() -> None:
@@ -115,6 +136,8 @@ def test_the_contact_is_nearer_to_the_hinge_than_the_centre_of_the_domain(
     away = float(torch.linalg.vector_norm(found.contact.centre - hinge))
     centre = float(torch.linalg.vector_norm(centre_of_mass(regions[name]) * PIXEL_SIZE - hinge))
     record_property("contact_to_hinge", away)
+    record_property("along", found.along)
+    assert (rules.contact_along(found.along) is not None) == (name == "arm")
     record_property("centre_to_hinge", centre)
     assert away < distance
     assert centre > from_centre

@@ -23,6 +23,7 @@ from cryosweep.job.refining import refinement_settings
 from cryosweep.job.starting import Start
 from cryosweep.mask import soft_mask, spherical_mask
 from cryosweep.reconstruction import HalfMaps
+from cryosweep.rules import Finding
 from cryosweep.simulate import DOMAINS, Truth, domain_labels, load_ribosome
 from cryosweep.study.review import review_setup
 
@@ -40,14 +41,21 @@ def ball(radius: float, centre: tuple[float, float, float]) -> torch.Tensor:
     return spherical_mask(BOX, outer_px=radius, inner_px=radius, centre_px=centre)
 
 
-def found(
+def judged(
     config: JobConfig, consensus: torch.Tensor, mask: torch.Tensor, truth: Truth | None = None
-) -> tuple[torch.Tensor, str]:
-    """The fulcrum of a job whose half maps are both `consensus`, and its note."""
+) -> tuple[torch.Tensor, str, tuple[Finding, ...]]:
+    """The fulcrum of a job whose half maps are both `consensus`, its note and what is doubtful about it."""
     data = Data(PARTICLES, truth, "")
     start = Start(PARTICLES, HalfMaps(consensus, consensus, PIXEL), ORIGIN, pd.DataFrame(), {})
     base = mask_base(config, data, start, torch.device("cpu"))
     return interface_point(config, config.fulcrum, data, start, base, mask, torch.device("cpu"))
+
+
+def found(
+    config: JobConfig, consensus: torch.Tensor, mask: torch.Tensor, truth: Truth | None = None
+) -> tuple[torch.Tensor, str]:
+    """Point and note of `judged`."""
+    return judged(config, consensus, mask, truth)[:2]
 
 
 def test_labelled_domains_are_cut_from_the_consensus_and_lead_to_the_hinge() -> None:
@@ -67,6 +75,19 @@ def test_labelled_domains_are_cut_from_the_consensus_and_lead_to_the_hinge() -> 
         "along x, y, z."
     )
     assert float((point - structure.hinges["head"]).norm()) < 9.0
+
+
+@pytest.mark.parametrize(("name", "codes"), [("head", []), ("foot", []), ("arm", ["R30"])])
+def test_a_contact_along_the_domain_is_a_finding_of_the_job(name: str, codes: list[str]) -> None:
+    structure = load_ribosome()
+    labels = domain_labels(structure, box_size=BOX, pixel_size=PIXEL)
+    density = (domain_labels(structure, box_size=BOX, pixel_size=PIXEL, reach=5.0) > 0).float()
+    config = plan(
+        "fulcrum=interface", f"mask_base.name={name}", "mask_base.smoothing=0", "mask.threshold=0.5"
+    )  # fmt: skip
+    point, _, doubts = judged(config, density, density, Truth({}, labels, BOX, PIXEL))
+    assert [each.code for each in doubts] == codes
+    assert (float((point - structure.hinges[name]).norm()) > 15.0) == bool(codes)
 
 
 def test_parts_of_files_are_masks_or_maps_cut_where_the_mask_is(

@@ -4,11 +4,14 @@ import csv
 import importlib.util
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from cryosweep import app
 from cryosweep.composition import ConfigFaults, make_plan
@@ -212,3 +215,48 @@ def test_a_search_is_a_sweep_like_any_other(
     assert len(taken) == 5
     assert all(taken)
     assert json.loads((out / "search" / "two" / "sweep.json").read_text())["status"] == "FINISHED"
+
+
+def test_a_study_is_driven_by_one_process(tmp_path: Path) -> None:
+    """Another process holds it until it ends, be it by a kill; other settings are another study."""
+    settings = proposals.read_settings(DEFAULTS)
+    space = proposals.read_space(read_axes(DEFAULTS, LINES), settings)
+    code = (
+        "import sys; from pathlib import Path; from tests import test_proposals as t; p = t.proposals;"
+        "s = p.read_settings(t.DEFAULTS); space = p.read_space(t.read_axes(t.DEFAULTS, t.LINES), s);"
+        f"held = p.claim(Path({str(tmp_path)!r}), space, s); print('held', flush=True); sys.stdin.read()"
+    )
+    root = Path(__file__).parents[1]
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(
+            ValueError, match=r"another process is driving it; let it end, or give"
+        ) as refused:
+            proposals.claim(tmp_path, space, settings)
+        assert "\n" not in str(refused.value)
+        # more trials of the same study are the same study, another seed is not
+        more = proposals.read_settings(DEFAULTS | {"n_trials": 12})
+        assert proposals.study_name(space, more) == proposals.study_name(space, settings)
+        proposals.claim(tmp_path, space, proposals.read_settings(DEFAULTS | {"seed": 1})).release()
+        other.kill()
+    proposals.claim(tmp_path, space, settings).release()
+
+
+def test_a_second_search_of_the_same_study_is_refused_before_it_starts(out: Path) -> None:
+    line = "mask.threshold=interval(0.1,0.2)"
+    arguments = [
+        "run", "-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=1", "hydra.sweeper.batch=1",
+        "study=twice", line,
+    ]  # fmt: skip
+    app.main([*arguments, f"hydra.sweep.dir={out / 'twice' / 'one'}"])
+    (lock,) = (out / "twice").glob(".*.alive")
+    with FileLock(lock):
+        with pytest.raises(SystemExit, match=r"the sweep was not started: Optuna study .* is driving it"):
+            app.main([*arguments, f"hydra.sweep.dir={out / 'twice' / 'two'}"])
+        assert not (out / "twice" / "two").exists()
+    # it was let go at the end, and is held by whoever comes next
+    app.main([*arguments, f"hydra.sweep.dir={out / 'twice' / 'three'}"])
+    assert sweep.read_sweep(out / "twice" / "three")["status"] == "FINISHED"

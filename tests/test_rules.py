@@ -365,6 +365,11 @@ def test_r29_wants_a_window_whose_noise_stays_below_the_threshold() -> None:
     spoke(rules.local_window(0.143, 0.07, **at), "R29", "warning", "0.07 at 8.5 Å", "0.143", "60 Å")
 
 
+def test_r30_wants_a_contact_at_one_end_of_the_domain() -> None:
+    assert rules.contact_along(0.46) is None
+    spoke(rules.contact_along(0.62), "R30", "warning", "0.62", "fulcrum=marker")
+
+
 def test_findings_are_ordered_by_level_then_code() -> None:
     made = [Finding(code, level, "s", "t", "o", "c") for code, level in
             (("R22", "info"), ("R10", "warning"), ("R9", "warning"), ("R16", "error"))]  # fmt: skip

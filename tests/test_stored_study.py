@@ -71,7 +71,10 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stored]:
     prepare_store(uri, STUDY)
     with pytest.MonkeyPatch.context() as patch:
         job = types.ModuleType("cryosweep.job")
-        vars(job).update(check_job=lambda config: [], inputs_of=lambda config: {}, run_job=made_up_job)
+        vars(job).update(
+            check_job=lambda config: [], inputs_of=lambda config: {}, run_job=made_up_job,
+            wants_common_images=lambda config, swept: False,
+        )  # fmt: skip
         patch.setitem(sys.modules, "cryosweep.job", job)
         patch.setattr(cryosweep, "job", job)
         patch.setattr(sys, "argv", sys.argv)

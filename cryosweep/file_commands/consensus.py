@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -28,10 +30,12 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from cryosweep.checkpoint import Checkpoint
     from cryosweep.commands import Commands
     from cryosweep.consensus import Consensus, DynamicMask
     from cryosweep.io.maps import Map
     from cryosweep.io.particles import Particles
+    from cryosweep.refinement import RefinementSettings
 
 RECORD_COLUMNS = (
     "iteration", "band", "resolution", "resolution_corrected", "rotation_change_median",
@@ -84,6 +88,8 @@ def add_parser(commands: Commands) -> None:
 def consensus(arguments: argparse.Namespace) -> int:
     """Write refined poses, half maps, mask, curves, the record of the iterations and figures.
 
+    After each iteration its state lies beside the folder, so that the same command goes on after a stop.
+
     Raises:
         ValueError: an input cannot be used, or the folder holds something.
     """
@@ -115,6 +121,10 @@ def consensus(arguments: argparse.Namespace) -> int:
         )
     map = _map_of(arguments.map, particles)
     mask = _mask_of(arguments, particles, device)
+    checkpoint = _checkpoint(arguments, particles, settings, device)
+    state = checkpoint.read()
+    if state is not None:
+        say(f"note: goes on after iteration {state.iteration}, which {checkpoint.path} holds")
     with shown_progress() as progress, filling(folder, overwrite=arguments.overwrite) as making:
         if map is not None:
             start = HalfMaps(map.data.to(device), map.data.to(device), particles.pixel_size)
@@ -125,10 +135,12 @@ def consensus(arguments: argparse.Namespace) -> int:
             )
         progress.start(len(particles) * (2 + settings.max_iterations), "refining")
         found = refine_consensus(
-            particles, start, mask=mask, settings=settings, device=device, advance=progress.advance
-        )
+            particles, start, mask=mask, settings=settings, device=device, advance=progress.advance,
+            resume=state, on_state=checkpoint.write,
+        )  # fmt: skip
         progress.start(1, "writing")
         _write(making, particles, found, settings.rotation_extent, settings.shift_extent)
+    checkpoint.remove()
     last, result = found.refinement.records[-1], found.refinement
     say(f"{folder}: {len(result.records)} iterations; {result.stop.value}")
     say(
@@ -139,6 +151,36 @@ def consensus(arguments: argparse.Namespace) -> int:
     curves = {name: getattr(found.curves, name).cpu() for name in CURVES if name != "randomised"}
     say(fsc.crossing_table(curves, particles.box_size, particles.pixel_size))
     return 0
+
+
+def _checkpoint(
+    arguments: argparse.Namespace, particles: Particles, settings: RefinementSettings, device: torch.device
+) -> Checkpoint:
+    """Where the state of this refinement is kept, and what tells it from that of any other."""
+    from cryosweep.checkpoint import CHECKPOINT, Checkpoint
+    from cryosweep.job.files import file_state
+    from cryosweep.study.resume import code_digest
+    from cryosweep.study.store import digest_file
+
+    files = [arguments.star, arguments.map, Path(arguments.mask) if _is_file(arguments.mask) else None]
+    told = {
+        "settings": str(settings),
+        "mask": "file" if _is_file(arguments.mask) else arguments.mask,
+        "cut": [*arguments.mask_cut, arguments.mask_starts],
+        "damping": arguments.ctf_damping,
+        "half sets": hashlib.sha256(particles.half_sets.numpy().tobytes()).hexdigest(),
+        "files": [None if path is None else digest_file(path) for path in files],
+        "stacks": [file_state(stack) for stack in particles.stacks],
+        "code": code_digest(),
+        "device": device.type,
+    }
+    identity = hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    folder = arguments.output.resolve()
+    return Checkpoint(folder.with_name(f"{folder.name}.{CHECKPOINT}"), identity, "consensus")
+
+
+def _is_file(mask: str) -> bool:
+    return mask not in ("dynamic", "sphere")
 
 
 def _check_ranges(arguments: argparse.Namespace) -> None:

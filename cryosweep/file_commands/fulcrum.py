@@ -157,6 +157,7 @@ def _found(arguments: argparse.Namespace, name: Path, map: Map) -> _Found:
 
 
 def _interface(paths: list[Path], threshold: float | None, name: Path, map: Map) -> _Found:
+    from cryosweep import rules
     from cryosweep.fulcrum import contact_radius, interface
 
     if len(paths) < 2:
@@ -181,6 +182,7 @@ def _interface(paths: list[Path], threshold: float | None, name: Path, map: Map)
             for index, (other, voxels) in enumerate(zip(names, found.voxels, strict=True))
             if index != found.carrier
         ),
+        *(str(doubt) for doubt in rules.present((rules.contact_along(found.along),))),
     )
     return _Found((x, y, z), regions[0].to(map.data.dtype), said)
 

@@ -59,8 +59,8 @@ def fulcrum_point(
 def interface_point(
     config: JobConfig, chosen: schemas.Interface, data: Data, start: Start, base: Tensor | None,
     mask: Tensor, device: torch.device,
-) -> tuple[Tensor, str]:  # fmt: skip
-    """(3,) Å from the box centre where the domain touches its carrier, and how well that is known.
+) -> tuple[Tensor, str, tuple[rules.Finding, ...]]:  # fmt: skip
+    """(3,) Å from the box centre where the domain touches its carrier, how well that is known, and doubts.
 
     Domain and parts are cut where the mask is, at the same density, and not dilated.
 
@@ -89,9 +89,13 @@ def interface_point(
     except ValueError as error:
         raise ValueError(f"fulcrum=interface: {error} (fulcrum=marker)") from error
     x, y, z = (f"{float(value):.1f}" for value in found.contact.sd)
-    return found.contact.centre, (
-        f"The fulcrum is the contact with {names[found.carrier]}: {found.contact.voxels} voxels within "
-        f"{contact_radius(pixel_size):g} Å of both, of SD {x}, {y}, {z} Å along x, y, z."
+    return (
+        found.contact.centre,
+        (
+            f"The fulcrum is the contact with {names[found.carrier]}: {found.contact.voxels} voxels within "
+            f"{contact_radius(pixel_size):g} Å of both, of SD {x}, {y}, {z} Å along x, y, z."
+        ),
+        rules.present((rules.contact_along(found.along),)),
     )
 
 

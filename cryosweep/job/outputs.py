@@ -51,11 +51,16 @@ def write_volumes(
 
 def write_tables(
     folder: Path, particles: Particles, result: Refinement, review: Review, curves: pd.DataFrame,
-    truth: TruthScore | None, start_truth: TruthScore | None, held_out: Tensor, left_out: Tensor | None,
+    truth: TruthScore | None, start_truth: TruthScore | None, held_out: Mapping[str, Tensor],
+    left_out: Mapping[str, Tensor],
 ) -> None:  # fmt: skip
-    """Curves, iterations, poses as a table and as a STAR file and, where asked for, areas of blocks."""
-    if left_out is not None:
-        blocks = pd.DataFrame({"block": range(len(left_out)), "fsc_area": left_out.numpy()})
+    """Curves, iterations, poses as a table and as a STAR file and, where asked for, areas of blocks.
+
+    `held_out` are columns of `poses.csv`, `left_out` those of `jackknife.csv`.
+    """
+    if left_out:
+        blocks = pd.DataFrame({name: areas.numpy() for name, areas in left_out.items()})
+        blocks.insert(0, "block", blocks.index.to_numpy())
         blocks.to_csv(folder / "jackknife.csv", index=False, float_format="%.7f")
     curves.to_csv(folder / "fsc.csv", index=False, float_format="%.6f")
     iteration_table(result.records).to_csv(folder / "iterations.csv", index=False)
@@ -67,7 +72,7 @@ def write_tables(
         "log_posterior": result.log_posterior,
         "log_evidence": result.log_evidence,
         "half_set": particles.half_sets,
-        "held_out_likelihood": held_out,
+        **held_out,
         **{f"turn_{axis}": review.turns[:, number] for number, axis in enumerate("xyz")},
         **{f"move_{axis}": review.shifts[:, number] for number, axis in enumerate("xy")},
     }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import pickle
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cryosweep.io.maps import replacing
+from cryosweep.checkpoint import CHECKPOINT, Checkpoint, load, save
 from cryosweep.io.particles import Particles
 from cryosweep.job.stages import REFINEMENT_VERSION
 from cryosweep.reconstruction import HalfMaps
@@ -23,17 +21,13 @@ from cryosweep.refinement import (
     PreparedImages,
     Refinement,
     RefinementSettings,
-    RefinementState,
     Stop,
     refine,
 )
 from cryosweep.study.resume import code_digest
 from cryosweep.study.store import Store, digest_values
 
-log = logging.getLogger(__name__)
-
 RESULT = "refinement.pt"
-CHECKPOINT = "checkpoint.pt"
 
 
 def refined(
@@ -67,21 +61,20 @@ def refined(
     """
 
     def make(folder: Path) -> None:
-        checkpoint = folder / CHECKPOINT
+        # the key of the result stands for everything that the state depends on
+        checkpoint = Checkpoint(folder / CHECKPOINT)
         if again:
-            checkpoint.unlink(missing_ok=True)
-        state = _read_state(checkpoint)
-        if state is not None:
-            log.info("refinement: goes on after iteration %d", state.iteration)
-            for record in state.records:
-                tell(record)
+            checkpoint.remove()
+        state = checkpoint.read()
+        for record in () if state is None else state.records:
+            tell(record)
         result = refine(
             particles, start, mask, fulcrum=fulcrum, settings=settings, device=device,
             memory_budget=memory_budget, advance=advance, on_iteration=tell, resume=state,
-            on_state=lambda state: _save(checkpoint, asdict(state)), share=share,
+            on_state=checkpoint.write, share=share,
         )  # fmt: skip
-        _save(folder / RESULT, asdict(result) | {"stop": result.stop.name})
-        checkpoint.unlink(missing_ok=True)
+        save(folder / RESULT, asdict(result) | {"stop": result.stop.name})
+        checkpoint.remove()
 
     told: list[IterationRecord] = []
 
@@ -96,7 +89,7 @@ def refined(
     folder = store.get(
         "refinement", REFINEMENT_VERSION, parameters, inputs, make, resumable=True, again=again
     )
-    result = _result(_load(folder / RESULT))
+    result = _result(load(folder / RESULT))
     for record in result.records[len(told) :]:
         tell(record)
     return result
@@ -110,45 +103,3 @@ def _result(told: dict[str, Any]) -> Refinement:
         "inspection": Inspection(**told["inspection"]),
     }
     return Refinement(**{**told, **parts})
-
-
-def _read_state(path: Path) -> RefinementState | None:
-    """What a checkpoint holds; None, and one line, if it cannot be used."""
-    if not path.is_file():
-        return None
-    try:
-        told = _load(path)
-        told["records"] = tuple(IterationRecord(**record) for record in told["records"])
-        return RefinementState(**told)
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        TypeError,
-        KeyError,
-        EOFError,
-        pickle.UnpicklingError,
-    ) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        log.warning("refinement: begins anew, its checkpoint cannot be read: %s", reason)
-        return None
-
-
-def _save(path: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    with replacing(path) as temporary:
-        torch.save(_on_cpu(content), temporary)
-
-
-def _load(path: Path) -> dict[str, Any]:
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _on_cpu(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.cpu()
-    if isinstance(value, dict):
-        return {key: _on_cpu(each) for key, each in value.items()}
-    if isinstance(value, tuple | list):
-        return [_on_cpu(each) for each in value]
-    return value

@@ -15,6 +15,7 @@ import torch
 from cryosweep import config as schemas
 from cryosweep import rules
 from cryosweep.config import JobConfig
+from cryosweep.job.common import OwnScores, common_images, common_scores
 from cryosweep.job.data import load_data
 from cryosweep.job.files import inputs_read
 from cryosweep.job.fulcrum import fulcrum_point, interface_point, write_fulcrum
@@ -62,8 +63,9 @@ def run_job(config: JobConfig, folder: Path, tracker: Tracker, progress: Progres
     ruler = scoring_ruler(config, base, particles, device, store)
     settings = refinement_settings(config)
     notes = list(particles.notes)
+    doubts: tuple[rules.Finding, ...] = ()
     if isinstance(config.fulcrum, schemas.Interface):
-        fulcrum, note = interface_point(config, config.fulcrum, data, start, base, mask, device)
+        fulcrum, note, doubts = interface_point(config, config.fulcrum, data, start, base, mask, device)
         notes.append(note)
     else:
         fulcrum = fulcrum_point(config, mask, start, particles, data.truth)
@@ -71,8 +73,9 @@ def run_job(config: JobConfig, folder: Path, tracker: Tracker, progress: Progres
     images = images_to_refine(config, data, start, base, store, device, progress)
     if images.rest is not None and isinstance(config.consensus, schemas.ConsensusFiles):
         notes.extend(check_half_maps(particles, start.half_maps, device=device))
-    removal = subtraction_findings(config, particles, images)
+    given = (*doubts, *subtraction_findings(config, particles, images))
     apart = neighbours_apart(config, data, start, images, base, device)
+    common = common_images(config, data, start, base, store, device, progress)
     if isinstance(apart, str):
         notes.append(f"Not measured: the neighbours' share under the masks; {apart}.")
     made = mask_origin(config, base, mask, particles.pixel_size)
@@ -81,7 +84,7 @@ def run_job(config: JobConfig, folder: Path, tracker: Tracker, progress: Progres
         mask, smooth_start, particles, fulcrum=fulcrum, settings=settings, made=made,
         resolution=config.refinement.initial_lowpass,
     )  # fmt: skip
-    notes.extend(map(str, rules.worst_first((*setup, *removal))))
+    notes.extend(map(str, rules.worst_first((*setup, *given))))
     for note in notes:
         progress.note(note)
     record_run(
@@ -132,6 +135,11 @@ def run_job(config: JobConfig, folder: Path, tracker: Tracker, progress: Progres
     if not isinstance(apart, str):
         near = measure_neighbours(images, apart, scored, result, half_maps, mask, ruler, device, progress)
         summary |= near.metrics
+    alike = None
+    if not isinstance(common, str):
+        own = OwnScores(half_maps, held_out, left_out)
+        alike = common_scores(config, common, images, own, result, ruler, device, progress)
+        summary |= alike.metrics
     review = review_result(
         scored, half_maps, mask, particles, result, fulcrum=fulcrum, settings=settings, made=made
     )  # fmt: skip
@@ -142,15 +150,22 @@ def run_job(config: JobConfig, folder: Path, tracker: Tracker, progress: Progres
     )  # fmt: skip
     metrics, about_maps = postprocess(config.postprocessing, folder, half_maps, scored, mask, start)
     result_findings = (*review.findings, *about_maps, *(() if near is None else near.findings))
-    findings = rules.worst_first((*setup, *removal, *result_findings))
+    findings = rules.worst_first((*setup, *given, *result_findings))
     notes.extend(map(str, rules.worst_first(result_findings)))
     summary |= review.metrics | metrics
     summary["seconds"] = time.monotonic() - began
     summary["cpu_seconds"] = time.process_time() - cpu_began
 
     write_volumes(folder, half_maps, scored, start, start_curve, mask, ruler, images.rest)
-    curves = curve_table(scored, start_curve, truth, start_truth, {} if near is None else near.curves)
-    write_tables(folder, particles, result, review, curves, truth, start_truth, held_out, left_out)
+    more = {} if near is None else dict(near.curves)
+    likelihoods, areas = {"held_out_likelihood": held_out}, {"fsc_area": left_out}
+    if alike is not None:
+        more |= alike.curves
+        likelihoods["common_held_out_likelihood"] = alike.held_out
+        areas["common_fsc_area"] = alike.left_out
+    curves = curve_table(scored, start_curve, truth, start_truth, more)
+    left = {name: values for name, values in areas.items() if values is not None}
+    write_tables(folder, particles, result, review, curves, truth, start_truth, likelihoods, left)
     start.curves.to_csv(folder / "consensus_fsc.csv", index=False, float_format="%.6f")
     draw(folder, scored, result, mask, fulcrum, settings, particles.pixel_size)
     draw_statistics(folder, particles, result, review, settings)
@@ -161,6 +176,7 @@ def run_job(config: JobConfig, folder: Path, tracker: Tracker, progress: Progres
     record_run(
         folder, stop_reason=result.stop.value, notes=notes, seconds=summary["seconds"],
         cpu_seconds=summary["cpu_seconds"],
+        common_images={"key": None, "why": common} if alike is None else {"key": alike.images},
     )  # fmt: skip
     tracker.tags(tags_of(findings))
     log_outputs(tracker, folder, curves)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cryosweep import config as schemas
+from cryosweep.checkpoint import CHECKPOINT, Checkpoint
 from cryosweep.config import JobConfig, parse_memory
 from cryosweep.consensus import DynamicMask, automatic_mask, consensus_curves, refine_consensus
 from cryosweep.io.maps import read_map, write_map
@@ -24,6 +25,7 @@ from cryosweep.job.scores import consensus_metrics, consensus_table
 from cryosweep.job.stages import CONSENSUS_VERSION, REFINED_CONSENSUS_VERSION
 from cryosweep.progress import Progress
 from cryosweep.reconstruction import HalfMaps, reconstruct_half_maps
+from cryosweep.study.resume import code_digest
 from cryosweep.study.store import Store, digest_file
 
 
@@ -132,7 +134,11 @@ def _refined_consensus(
     config: JobConfig, chosen: schemas.HomogeneousConsensus, data: Data, store: Store,
     device: torch.device, progress: Progress,
 ) -> Path:  # fmt: skip
-    """The stage of a refinement of the whole particles; jobs that agree on it share it."""
+    """The stage of a refinement of the whole particles; jobs that agree on it share it.
+
+    Stopped, it goes on after its last iteration, as `job.refined` does; code and device are not in the key of
+    the stage, so the checkpoint names them.
+    """
     files = [path for path in (chosen.start, chosen.mask_path) if path is not None]
     inputs = [data.key, *(digest_file(Path(path)) for path in files)]
     particles = data.particles
@@ -147,10 +153,12 @@ def _refined_consensus(
             start = reconstruct_half_maps(
                 particles, particles.rotations, particles.shifts, device=device, advance=progress.advance
             )
+        checkpoint = Checkpoint(folder / CHECKPOINT, f"{code_digest()} {device.type}", "consensus")
         progress.start(len(particles) * (2 + settings.max_iterations), "refining the consensus")
         found = refine_consensus(
             particles, start, mask=_consensus_mask(chosen, particles, device), settings=settings,
             device=device, memory_budget=parse_memory(config.compute.memory_budget), advance=progress.advance,
+            resume=checkpoint.read(), on_state=checkpoint.write,
         )  # fmt: skip
         progress.note(
             f"consensus: {len(found.refinement.records)} iterations, {found.refinement.stop.value}; median "
@@ -163,11 +171,14 @@ def _refined_consensus(
             found.particles, folder / "particles.star",
             rotations=found.particles.rotations, shifts=found.particles.shifts,
         )  # fmt: skip
+        checkpoint.remove()
 
     # files count by what is in them, not by where they lie
     choices = {name: value for name, value in asdict(chosen).items() if name not in ("start", "mask_path")}
     choices["seed"] = config.seed  # draws poses from their posterior
-    return store.get("refined_consensus", REFINED_CONSENSUS_VERSION, choices, inputs, make)
+    return store.get(
+        "refined_consensus", REFINED_CONSENSUS_VERSION, choices, inputs, make, resumable=True
+    )  # fmt: skip
 
 
 def _consensus_mask(

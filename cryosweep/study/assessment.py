@@ -108,20 +108,29 @@ class Score:
             curve = getattr(self.own, name)
             found[f"resolution/own_{name}_0143"] = at(curve, 0.143)
             found[f"resolution/own_{name}_05"] = at(curve, 0.5)
-        frozen = self.frozen.tight
-        found["resolution/frozen_0143"] = at(frozen, 0.143)
-        found["resolution/frozen_05"] = at(frozen, 0.5)
         found["resolution/frozen_corrected_0143"] = at(self.frozen.corrected, 0.143)
         found["fsc_area/own"] = _area(self.own.tight, ruler)
-        found["fsc_area/frozen"] = _area(frozen, ruler)
         found["fsc_area/frozen_corrected"] = _area(self.frozen.corrected, ruler)
-        found["fsc_area/frozen_sd"] = area_sd(
-            frozen, ruler.mask, first_shell=ruler.first_shell, last_shell=ruler.last_shell
-        )
-        found["resolution/frozen_0143_fine"], found["resolution/frozen_0143_coarse"] = crossing_interval(
-            frozen, ruler.mask, 0.143, pixel_size=self.own.pixel_size
-        )
-        return found
+        return found | frozen_summary(self.frozen.tight, ruler, self.own.pixel_size)
+
+
+def frozen_summary(curve: Tensor, ruler: Ruler, pixel_size: float) -> dict[str, float]:
+    """What is ranked on, and how sure it is, of an FSC curve (n_shells,) under the ruler's mask.
+
+    Crossings in Å with their intervals, the FSC area and its SD, by metric name.
+    """
+    at = partial(crossing, curve, box_size=int(ruler.mask.shape[-1]), pixel_size=pixel_size)
+    fine, coarse = crossing_interval(curve, ruler.mask, 0.143, pixel_size=pixel_size)
+    return {
+        "resolution/frozen_0143": at(0.143),
+        "resolution/frozen_05": at(0.5),
+        "fsc_area/frozen": _area(curve, ruler),
+        "fsc_area/frozen_sd": area_sd(
+            curve, ruler.mask, first_shell=ruler.first_shell, last_shell=ruler.last_shell
+        ),
+        "resolution/frozen_0143_fine": fine,
+        "resolution/frozen_0143_coarse": coarse,
+    }
 
 
 def score(half_maps: HalfMaps, mask: Tensor, ruler: Ruler) -> Score:
@@ -390,9 +399,9 @@ def curve_table(
     start: Tensor,
     truth: TruthScore | None,
     start_truth: TruthScore | None,
-    neighbours: Mapping[str, Tensor],
+    more: Mapping[str, Tensor],
 ) -> pd.DataFrame:
-    """Every curve as a column, one row a shell; `neighbours` are more of them, none if not measured."""
+    """Every curve as a column, one row a shell; `more` are those of what was measured besides."""
     columns: dict[str, Tensor] = {
         "frequency": score.own.frequency,
         **{f"own_{name}": getattr(score.own, name) for name in (*OWN_CURVES[:-1], "randomised", "corrected")},
@@ -400,7 +409,7 @@ def curve_table(
         "frozen_randomised": score.frozen.randomised,
         "frozen_corrected": score.frozen.corrected,
         "start_frozen": start,
-        **neighbours,
+        **more,
     }
     if truth is not None and start_truth is not None:
         columns |= {"truth": truth.curve, "start_truth": start_truth.curve}

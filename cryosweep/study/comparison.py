@@ -14,7 +14,7 @@ import json
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,6 +49,10 @@ ROTATION_ERROR = "truth/rotation_error_median"
 SHIFT_ERROR = "truth/shift_error_median"
 GAIN = "gain"
 TIED = "not_distinguishable_from_first"
+
+# Before the name of a score, and of a column: the same on the images common to all settings of `subtraction`.
+COMMON = "common/"
+COMMON_COLUMN = "common_"
 
 # Keys by which runs of one point differ that are replicates of it.
 REPLICATE_KEYS = ("seed", "data.half_set_seed", "data.resplit", "data.simulation_seed", "data.group")
@@ -233,6 +237,8 @@ class Run:
         fingerprint: of everything that decides its results; empty where the job did not record it.
         taken_from: the run folder that its results were taken over from, or empty.
         options: the option chosen of each group; empty where the job did not record it.
+        common_images: what tells the images common to all settings of `subtraction`; None without.
+        on_common_images: whether scores, here and in the tables, are those on the common images.
     """
 
     folder: Path
@@ -260,6 +266,8 @@ class Run:
     fingerprint: str = ""
     taken_from: str = ""
     options: Mapping[str, object] = field(default_factory=dict[str, object])
+    common_images: str | None = None
+    on_common_images: bool = False
 
     @property
     def is_finished(self) -> bool:
@@ -268,21 +276,33 @@ class Run:
 
     def fsc(self) -> pd.DataFrame:
         """FSC curves by shell, read from `fsc.csv`."""
-        return pd.read_csv(self.folder / "fsc.csv")
+        table = pd.read_csv(self.folder / "fsc.csv")
+        if self.on_common_images:
+            table["frozen"], table["start_frozen"] = table["common"], table["start_common"]
+        return table
 
     def poses(self) -> pd.DataFrame:
         """Pose changes, one row a particle, read from `poses.csv`."""
-        return pd.read_csv(self.folder / "poses.csv")
+        return self._scored("poses.csv", "held_out_likelihood")
+
+    def _scored(self, name: str, column: str) -> pd.DataFrame:
+        """A table whose score `column` is that on the common images, where those are compared."""
+        table = pd.read_csv(self.folder / name)
+        if self.on_common_images:
+            table[column] = table[f"{COMMON_COLUMN}{column}"]
+        return table
 
     def scores(self) -> Scores:
         """What statistics ask of a run; what an older run did not write is None."""
-        poses, blocks = self.poses(), self.folder / "jackknife.csv"
+        poses, blocks = self.poses(), "jackknife.csv"
         likelihoods = poses.get("held_out_likelihood")
         return Scores(
             self.summary[SCORE],
             self.summary[GSFSC],
             None if likelihoods is None else likelihoods.to_numpy(dtype=float),
-            pd.read_csv(blocks)["fsc_area"].to_numpy(dtype=float) if blocks.is_file() else None,
+            self._scored(blocks, "fsc_area")["fsc_area"].to_numpy(dtype=float)
+            if (self.folder / blocks).is_file()
+            else None,
         )
 
     def settings(self) -> dict[str, object]:
@@ -303,6 +323,19 @@ class Run:
         moved = np.abs(poses[names].to_numpy(dtype=np.float64))
         size = np.linalg.norm(moved, axis=1) if self.extent_shape == "norm" else moved.max(axis=1)
         return size / extent
+
+    def with_common_scores(self) -> Run:
+        """The same run with the scores of its refined poses on the common images in the place of its own."""
+        swapped = {
+            name.removeprefix(COMMON): value
+            for name, value in self.summary.items()
+            if name.startswith(COMMON)
+        }
+        return replace(self, summary={**self.summary, **swapped}, on_common_images=True)
+
+    def subtraction(self) -> Mapping[str, Any]:
+        """The section of the configuration that says what was subtracted."""
+        return self.config().get("subtraction", {})
 
     def config(self) -> dict[str, Any]:
         """The whole configuration, read from `config.yaml`."""
@@ -471,6 +504,7 @@ def load_run(folder: Path) -> Run:
             fingerprint=str(record.get("fingerprint") or ""),
             taken_from=str(record.get("taken_from") or ""),
             options=dict(record.get("choices") or {}),
+            common_images=(record.get("common_images") or {}).get("key"),
         )
     except KeyError as missing:
         raise ValueError(
@@ -530,6 +564,7 @@ def compare(
         ValueError: no run finished, two that did share a name, they were scored under different masks, or
             `centre` is not one of the points.
     """
+    runs, told = _on_alike_images(runs)
     finished = sorted((run for run in runs if run.is_finished), key=lambda run: -run.summary[SCORE])
     failed = tuple(run for run in runs if not run.is_finished)
     if not finished:
@@ -578,11 +613,39 @@ def compare(
         truth=_agreement(finished, swept, choices, start, noise),
         warnings=(
             *notes,
+            *told,
             *([replication.note] if replication.note else []),
             *_warnings(finished, failed, _is_complete(finished, choices), full),
         ),
         replication=replication,
     )
+
+
+def _on_alike_images(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """Runs whose scores are taken on the same images, and what is to be said of it.
+
+    Runs that differ in `subtraction` refined different images, and were scored on those. Their scores on the
+    common images take the place of their own, where all have them.
+    """
+    finished = [run for run in runs if run.is_finished]
+    if len({(str(run.options.get("subtraction")), str(run.subtraction())) for run in finished}) < 2:
+        return list(runs), []
+    # each replicate has images of its own
+    replicates: dict[tuple[str, ...], set[str | None]] = {}
+    for run in finished:
+        replicates.setdefault(run.data(), set()).add(run.common_images)
+    if any(len(images) > 1 or None in images for images in replicates.values()):
+        return list(runs), [
+            "The runs differ in subtraction and were not all scored on the same common images "
+            "(scoring.common_images), so their scores were taken on different images: FSC area and "
+            "likelihood of one kind do not rank against the other's, and verdicts across them are in doubt."
+        ]
+    told = (
+        "The runs differ in subtraction, so all are compared on common images: FSC area, its curve and gain, "
+        "resolution and likelihood of each are those of its refined poses on images without the neighbours, "
+        "the same for all. Columns of the truth, and those of a run's own mask, are of its own maps."
+    )
+    return [run.with_common_scores() if run.is_finished else run for run in runs], [told]
 
 
 def cell(comparison: Comparison, run: Run, column: Column) -> str:
@@ -1165,11 +1228,6 @@ def _warnings(finished: Sequence[Run], failed: Sequence[Run], complete: bool, fu
         warnings.append(
             "The runs do not share one starting point (FSC area of the start "
             f"{min(starts):.3f} to {max(starts):.3f}); each gain is over the run's own start."
-        )
-    if len({run.options["subtraction"] for run in finished if "subtraction" in run.options}) > 1:
-        warnings.append(
-            "The runs differ in subtraction, so their scores were taken on different images: FSC area and "
-            "likelihood of one kind do not rank against the other's, and verdicts across them are in doubt."
         )
     inputs = ({tuple(sorted(run.inputs.values())) for run in group} for group in alike.values())
     if any(len(read) > 1 for read in inputs):

@@ -20,7 +20,7 @@ _NO_AXIS = ("study", "output_dir", "tracking", "compute", "scoring")
 # The key by which a search gives better points more particles.
 SUBSET = "data.subset"
 # Of the ruler, what changes how sure a score is and not the score.
-_NOT_RULER = ("jackknife",)
+_NOT_RULER = ("jackknife", "common_images")
 
 
 def gather(

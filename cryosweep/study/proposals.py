@@ -18,6 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from filelock import FileLock, Timeout
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 
 from cryosweep.study.points import (
@@ -40,8 +41,11 @@ log = logging.getLogger(__name__)
 
 JOURNAL = "optuna.journal"
 TRIALS_FILE = "trials.csv"
-# Scores that a study may look for; of both, more is better.
-OBJECTIVES = ("fsc_area/frozen", "score/held_out_likelihood")
+# Scores that a study may look for; of all, more is better.
+OBJECTIVES = (
+    "fsc_area/frozen", "score/held_out_likelihood", "common/fsc_area/frozen",
+    "common/score/held_out_likelihood",
+)  # fmt: skip
 SAMPLERS = ("tpe", "gp", "random")
 SUBSET = "data.subset"
 
@@ -284,6 +288,36 @@ def _needed(key: str, space: Space) -> dict[str, str]:
     return found
 
 
+def study_name(space: Space, settings: Settings) -> str:
+    """Of the study in the journal: a digest of all but the number of its trials."""
+    told = {"fixed": dict(space.fixed), "axes": {key: str(axis) for key, axis in space.axes.items()},
+            "conditions": str(space.conditions), "first": str(space.first),
+            "settings": str({**vars(settings), "n_trials": None})}  # fmt: skip
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def claim(folder: Path, space: Space, settings: Settings) -> FileLock:
+    """The lock of a study whose journal lies in `folder`, which one process at a time may hold.
+
+    Two that propose at once would each tell the other's points. The operating system frees the lock of a
+    process that was killed.
+
+    Raises:
+        ValueError: another process drives the study.
+    """
+    name = study_name(space, settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / f".{JOURNAL}.{name}.alive")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"Optuna study {name} in {folder / JOURNAL}: another process is driving it; let it end, or give "
+            "another study=..."
+        ) from None
+    return lock
+
+
 def optimise(space: Space, settings: Settings, journal: Path, run: Runner) -> optuna.Study:
     """Propose, run and tell until the study has its trials.
 
@@ -305,10 +339,7 @@ def optimise(space: Space, settings: Settings, journal: Path, run: Runner) -> op
     from optuna.storages.journal import JournalFileBackend
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    told = {"fixed": dict(space.fixed), "axes": {key: str(axis) for key, axis in space.axes.items()},
-            "conditions": str(space.conditions), "first": str(space.first),
-            "settings": str({**vars(settings), "n_trials": None})}  # fmt: skip
-    name = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+    name = study_name(space, settings)
     journal.parent.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
         study_name=name,

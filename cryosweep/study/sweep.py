@@ -44,8 +44,8 @@ PARENT_RUN = "CRYOSWEEP_PARENT_RUN"
 EXPERIMENT = "CRYOSWEEP_EXPERIMENT_ID"
 SWEPT_KEYS = "CRYOSWEEP_SWEPT"
 
-# The locks of the sweeps that this process has opened.
-_held: dict[Path, FileLock] = {}
+# The locks of the sweeps that this process has opened: of the folder, and of the Optuna study if it has one.
+_held: dict[Path, list[FileLock]] = {}
 
 
 class SweepCallback(Callback):
@@ -79,8 +79,11 @@ def _open_sweep(config: DictConfig) -> None:
     sweeper: Any = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
     listing = lists_points(sweeper)
     overrides = list(config.hydra.overrides.task)
+    driven: FileLock | None = None
     if proposals.proposes(sweeper):
-        expansion = proposals.expand_space(*proposals.read_search(sweeper, overrides))
+        axes, settings = proposals.read_search(sweeper, overrides)
+        expansion = proposals.expand_space(axes, settings)
+        driven = proposals.claim(folder.parent, proposals.read_space(axes, settings), settings)
     else:
         expansion = expand(read_axes(sweeper, overrides), intervals=not listing)
     book: dict[str, object] = {
@@ -99,8 +102,9 @@ def _open_sweep(config: DictConfig) -> None:
     }
     folder.mkdir(parents=True, exist_ok=True)
     settle(folder.parent)
-    _held[folder] = FileLock(folder / LOCK_FILE)
-    _held[folder].acquire()
+    alive_lock = FileLock(folder / LOCK_FILE)
+    alive_lock.acquire()
+    _held[folder] = [alive_lock, *([] if driven is None else [driven])]
     environment = {SWEPT_KEYS: " ".join(expansion.swept)}
     if config.tracking.enabled:
         uri = store_uri(config.tracking.uri, Path(config.output_dir))
@@ -136,9 +140,8 @@ def close_sweep(folder: Path, *, interrupted: bool = False) -> dict[str, Any]:
     except ValueError as error:
         book["comparison_error"] = str(error)
     _write_json(folder / SWEEP_FILE, book)
-    held = _held.pop(folder.absolute(), None)
-    if held is not None:
-        held.release()
+    for lock in _held.pop(folder.absolute(), ()):
+        lock.release()
     return book
 
 

@@ -15,6 +15,10 @@ def inputs_of(config):
     return {}
 
 
+def wants_common_images(config, swept):
+    return False
+
+
 def run_job(config, folder, tracker, progress):
     progress.start(2, "stub")
     progress.advance(2)

@@ -53,11 +53,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("cryosweep: interrupted\n")
         return INTERRUPTED
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
         if os.environ.get(TRACEBACK) == "1":
             raise
-        sys.stderr.write(f"cryosweep {parsed.command}: {error}\n")
+        sys.stderr.write(f"cryosweep {parsed.command}: {_one_line(error)}\n")
         return REFUSED if type(error).__name__ == "ConfigFaults" else FAILED
+
+
+def _one_line(error: Exception) -> str:
+    """What an error says to someone who does not know which library raised it."""
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return "there is not enough memory; take smaller boxes or fewer particles, or a larger machine"
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -135,6 +144,9 @@ def _plan(parsed: argparse.Namespace) -> Plan:
         if any((plan.folder / name).exists() for name in (RUN_FILE, SWEEP_FILE)):
             key = "hydra.sweep.dir" if plan.multirun else "hydra.run.dir"
             found.append(f"{key}={plan.folder}: holds results already; give another folder")
+        there = next(each for each in (plan.folder, *plan.folder.parents) if each.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK)):
+            found.append(f"output_dir: {plan.folder} cannot be made, because {there} cannot be written to")
         if found:
             raise ConfigFaults(found)
         return plan

@@ -108,6 +108,8 @@ def _help(parsed: argparse.Namespace) -> int:
     what = {"run": "Run one job, or with -m one job for each point of a sweep."}.get(
         parsed.command, "Say what `cryosweep run` would refuse and what it would run; nothing is started."
     )
+    force = "compute points of a sweep that an earlier sweep of the study has finished already"
+    force = f"  --force          {force}\n" if parsed.command == "run" else ""
     say(f"""usage: cryosweep {parsed.command} [-m] [--config-dir DIR] [GROUP=OPTION | KEY=VALUE ...]
 
 {what}
@@ -117,8 +119,7 @@ def _help(parsed: argparse.Namespace) -> int:
 options:
   -m               sweep: every combination of values such as mask.threshold=0.1,0.2 is a job
   --config-dir DIR more options of groups, in a folder laid out like conf/
-  --force          compute points of a sweep that an earlier sweep of the study has finished already
-  --cfg job        print the configuration (of the first job) and stop
+{force}  --cfg job        print the configuration (of the first job) and stop
   --help GROUP     the options of one group with every key, its unit and its value
 
 groups, their options (* is taken if none is named) and keys, written GROUP.KEY=VALUE:

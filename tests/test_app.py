@@ -148,6 +148,34 @@ def test_faults_are_refused_together(
         app.main(faulty)
 
 
+def test_a_full_memory_and_a_file_are_said_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for error, told in (
+        (MemoryError(), "there is not enough memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you"), "not enough memory"),
+        (PermissionError(13, "Permission denied", "/there"), "cryosweep check: /there: Permission denied\n"),
+    ):
+
+        def fail(_: object, error: Exception = error) -> int:
+            raise error
+
+        monkeypatch.setattr(app, "check", fail)
+        assert app.main(["check"]) == 1
+        text = capsys.readouterr().err
+        assert told in text
+        assert text.count("\n") == 1
+
+
+def test_results_that_cannot_be_written_are_refused(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(app.os, "access", lambda *_: False)
+    assert app.main(["check"]) == 2
+    assert "cannot be written to" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_the_configuration_can_be_printed(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert app.main(["run", "--cfg", "job", "mask.dilation_radius=5px"]) == 0
     assert "  dilation_radius: 5px" in capsys.readouterr().out

@@ -206,6 +206,7 @@ def open_stack_for_writing(
 
     Raises:
         ValueError: `count`, `box_size` or `pixel_size` is not above 0.
+        OSError: the disk has no room for all of it.
     """
     if count < 1 or box_size < 1:
         raise ValueError(f"{path}: a stack needs images, not {count} of {box_size} px.")
@@ -214,11 +215,19 @@ def open_stack_for_writing(
     with replacing(path) as temporary:
         file: Any = mrcfile.new_mmap(temporary, (count, box_size, box_size), mrc_mode=mode, overwrite=True)
         with file:
+            _claim_disk(temporary)
             file.set_image_stack()
             file.voxel_size = pixel_size
             file.header.label[0] = _LABEL
             yield file.data
             file.reset_header_stats()  # "not determined": to know them would mean reading it all again
+
+
+def _claim_disk(path: Path) -> None:
+    """Take the blocks of a file now: a full disk met while an array is mapped onto it kills the process."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 @contextmanager

@@ -210,6 +210,9 @@ def test_what_no_run_could_use_is_told_beforehand(tmp_path: Path, monkeypatch: p
     (fault,) = faults("fulcrum=px", "fulcrum.position=[99,2,3]")
     assert fault.startswith("fulcrum.position=[99.0, 2.0, 3.0] px: lies outside the 64 px box")
     assert faults("fulcrum=marker", "fulcrum.path=nosuch.cmm") == ["nosuch.cmm: there is no such file"]
+    assert faults("fulcrum=marker", "fulcrum.position=[0,100,335]") == []
+    (fault,) = faults("fulcrum=marker", "fulcrum.position=[400,100,100]")
+    assert "the fulcrum (232.0, -68.0, -68.0) Å from the box centre lies outside the box" in fault
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     (fault,) = faults("data.star=.")

@@ -64,8 +64,8 @@ def check_job(config: JobConfig) -> list[str]:
             f"postprocessing.local_resolution_window={window:g}: wider than the box of {box[0] * box[1]:g} Å"
         )
     fulcrum = config.fulcrum
-    if isinstance(fulcrum, schemas.FulcrumMarker) and fulcrum.path is not None:
-        _attempt(found, lambda path=fulcrum.path: read_marker(_existing(path)))
+    if isinstance(fulcrum, schemas.FulcrumMarker):
+        _attempt(found, lambda: _check_marker(fulcrum, config, box))
     if isinstance(fulcrum, schemas.FulcrumPx) and box is not None:
         outside = [value for value in fulcrum.position if not 0.0 <= value <= box[0] - 1]
         if outside and not isinstance(config.data, schemas.SimulatedData):  # said of those earlier
@@ -107,6 +107,24 @@ def _bands_beyond_nyquist(config: JobConfig, nyquist: float) -> list[str]:
         if value is not None
     )
     return [str(each) for each in found if each is not None]
+
+
+def _check_marker(fulcrum: schemas.FulcrumMarker, config: JobConfig, box: tuple[int, float] | None) -> None:
+    """Refuse a marker that lies outside the box of the particles, in the frame of the starting half maps."""
+    position = fulcrum.position if fulcrum.path is None else read_marker(_existing(fulcrum.path))
+    consensus, origin = config.consensus, (0.0, 0.0, 0.0)
+    if position is None or box is None:
+        return
+    if isinstance(consensus, schemas.ConsensusFiles):
+        if not Path(consensus.half_a).is_file():  # said already
+            return
+        origin = read_map(Path(consensus.half_a)).origin
+    half = box[0] // 2 * box[1]
+    point = [place - start - half for place, start in zip(position, origin, strict=True)]
+    outside = rules.fulcrum_in_box(point, box_length=box[0] * box[1])
+    if outside is not None:
+        given = fulcrum.path or f"fulcrum.position={list(position)}"
+        raise ValueError(f"{given}: {outside}")
 
 
 def _thresholds_above(config: JobConfig, path: str) -> list[str]:

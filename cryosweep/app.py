@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import shlex
@@ -60,10 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return REFUSED if type(error).__name__ == "ConfigFaults" else FAILED
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     """What an error says to someone who does not know which library raised it."""
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return "there is not enough memory; take smaller boxes or fewer particles, or a larger machine"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"{error.filename or 'the disk of the output'}: no space left; free some or write elsewhere"
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
     return str(error)
@@ -442,7 +445,7 @@ def _run_in(folder: Path, composed: DictConfig) -> dict[str, float] | None:
         tracker.finish("FINISHED")
         return summary
     except Exception as error:
-        log.error("failed: %s", error, exc_info=os.environ.get(TRACEBACK) == "1")
+        log.error("failed: %s", _one_line(error), exc_info=os.environ.get(TRACEBACK) == "1")
         _fail(tracker, folder, "FAILED", error)
         return None
     except BaseException as interruption:
@@ -569,8 +572,11 @@ def _fail(tracker: Tracker | None, folder: Path, status: Status, error: BaseExce
     from cryosweep.study.sweep import RUN_FILE, record_run
 
     trace = folder / "traceback.txt"
-    trace.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-    record_run(folder, status=status, stop_reason=_reason(error))
+    try:
+        trace.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        record_run(folder, status=status, stop_reason=_reason(error))
+    except OSError as second:  # a full disk; without its lock the job counts as killed
+        log.error("%s could not be told that the job ended: %s", folder / RUN_FILE, second)
     if tracker is not None:
         try:
             tracker.artifact(trace)
@@ -584,7 +590,7 @@ def _reason(error: BaseException) -> str:
     """One line; the kind of error only where its message was not written for users."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted (Ctrl-C or a signal to stop)"
-    message = (str(error).splitlines() or [""])[0]
-    if isinstance(error, ValueError | OSError | RuntimeError) and message:
+    message = (_one_line(error).splitlines() or [""])[0]
+    if isinstance(error, ValueError | OSError | RuntimeError | MemoryError) and message:
         return message
     return f"{type(error).__name__}: {message}" if message else type(error).__name__

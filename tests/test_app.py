@@ -154,6 +154,7 @@ def test_a_full_memory_and_a_file_are_said_in_one_line(
     for error, told in (
         (MemoryError(), "there is not enough memory"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you"), "not enough memory"),
+        (OSError(28, "No space left on device"), "the disk of the output: no space left; free some"),
         (PermissionError(13, "Permission denied", "/there"), "cryosweep check: /there: Permission denied\n"),
     ):
 
@@ -165,6 +166,20 @@ def test_a_full_memory_and_a_file_are_said_in_one_line(
         text = capsys.readouterr().err
         assert told in text
         assert text.count("\n") == 1
+
+
+def test_a_job_on_a_full_disk_ends_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not even the reason may find room; the sweep goes on, and the job counts as killed."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("cryosweep.study.sweep.record_run", full)
+    app._fail(None, tmp_path, "FAILED", MemoryError())  # pyright: ignore[reportPrivateUsage]
+    assert "could not be told that the job ended: [Errno 28]" in caplog.text
+    assert app._reason(MemoryError()).startswith("there is not enough memory")  # pyright: ignore[reportPrivateUsage]
 
 
 def test_results_that_cannot_be_written_are_refused(

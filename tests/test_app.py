@@ -3,6 +3,8 @@
 import contextlib
 import json
 import logging
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -382,14 +384,24 @@ def test_the_ui_serves_this_machine_only(
     assert "is a server already" in capsys.readouterr().err
     started: list[tuple[list[str], dict[str, str]]] = []
 
-    def start(command: list[str], *, env: dict[str, str], check: bool) -> subprocess.CompletedProcess[str]:
-        started.append((command, env))
-        return subprocess.CompletedProcess(command, 0)
+    ended: list[bool] = []
 
-    monkeypatch.setattr(subprocess, "run", start)
+    class Server:
+        def __init__(self, command: list[str], *, env: dict[str, str]) -> None:
+            started.append((command, env))
+
+        def wait(self) -> int:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return 0
+
+        def terminate(self) -> None:
+            ended.append(True)
+
+    monkeypatch.setattr(subprocess, "Popen", Server)
     out.mkdir()
     (out / "mlflow.db").touch()
     assert app.main(["ui", "--port", "5001"]) == 0
+    assert ended == [True]  # `kill` of the command ends the server too
     ((command, env),) = started
     assert command[command.index("--host") + 1] == "127.0.0.1"
     assert command[command.index("--workers") + 1] == "1"

@@ -272,7 +272,7 @@ def ui(arguments: argparse.Namespace) -> int:
     command += ["--host", "127.0.0.1", "--port", str(arguments.port), "--workers", "1"]
     server = subprocess.Popen(command, env=environment)
 
-    def terminate(number: int, frame: object) -> None:
+    def terminate(*_: object) -> None:
         server.terminate()
 
     before = signal.signal(signal.SIGTERM, terminate)  # else `kill` would leave the server behind

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import shlex
@@ -53,11 +54,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("cryosweep: interrupted\n")
         return INTERRUPTED
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
         if os.environ.get(TRACEBACK) == "1":
             raise
-        sys.stderr.write(f"cryosweep {parsed.command}: {error}\n")
+        sys.stderr.write(f"cryosweep {parsed.command}: {_one_line(error)}\n")
         return REFUSED if type(error).__name__ == "ConfigFaults" else FAILED
+
+
+def _one_line(error: BaseException) -> str:
+    """What an error says to someone who does not know which library raised it."""
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return "there is not enough memory; take smaller boxes or fewer particles, or a larger machine"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"{error.filename or 'the disk of the output'}: no space left; free some or write elsewhere"
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -99,6 +111,8 @@ def _help(parsed: argparse.Namespace) -> int:
     what = {"run": "Run one job, or with -m one job for each point of a sweep."}.get(
         parsed.command, "Say what `cryosweep run` would refuse and what it would run; nothing is started."
     )
+    force = "compute points of a sweep that an earlier sweep of the study has finished already"
+    force = f"  --force          {force}\n" if parsed.command == "run" else ""
     say(f"""usage: cryosweep {parsed.command} [-m] [--config-dir DIR] [GROUP=OPTION | KEY=VALUE ...]
 
 {what}
@@ -108,8 +122,7 @@ def _help(parsed: argparse.Namespace) -> int:
 options:
   -m               sweep: every combination of values such as mask.threshold=0.1,0.2 is a job
   --config-dir DIR more options of groups, in a folder laid out like conf/
-  --force          compute points of a sweep that an earlier sweep of the study has finished already
-  --cfg job        print the configuration (of the first job) and stop
+{force}  --cfg job        print the configuration (of the first job) and stop
   --help GROUP     the options of one group with every key, its unit and its value
 
 groups, their options (* is taken if none is named) and keys, written GROUP.KEY=VALUE:
@@ -135,6 +148,9 @@ def _plan(parsed: argparse.Namespace) -> Plan:
         if any((plan.folder / name).exists() for name in (RUN_FILE, SWEEP_FILE)):
             key = "hydra.sweep.dir" if plan.multirun else "hydra.run.dir"
             found.append(f"{key}={plan.folder}: holds results already; give another folder")
+        there = next(each for each in (plan.folder, *plan.folder.parents) if each.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK)):
+            found.append(f"output_dir: {plan.folder} cannot be made, because {there} cannot be written to")
         if found:
             raise ConfigFaults(found)
         return plan
@@ -433,7 +449,7 @@ def _run_in(folder: Path, composed: DictConfig) -> dict[str, float] | None:
         tracker.finish("FINISHED")
         return summary
     except Exception as error:
-        log.error("failed: %s", error, exc_info=os.environ.get(TRACEBACK) == "1")
+        log.error("failed: %s", _one_line(error), exc_info=os.environ.get(TRACEBACK) == "1")
         _fail(tracker, folder, "FAILED", error)
         return None
     except BaseException as interruption:
@@ -560,8 +576,11 @@ def _fail(tracker: Tracker | None, folder: Path, status: Status, error: BaseExce
     from cryosweep.study.sweep import RUN_FILE, record_run
 
     trace = folder / "traceback.txt"
-    trace.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-    record_run(folder, status=status, stop_reason=_reason(error))
+    try:
+        trace.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        record_run(folder, status=status, stop_reason=_reason(error))
+    except OSError as second:  # a full disk; without its lock the job counts as killed
+        log.error("%s could not be told that the job ended: %s", folder / RUN_FILE, second)
     if tracker is not None:
         try:
             tracker.artifact(trace)
@@ -575,7 +594,7 @@ def _reason(error: BaseException) -> str:
     """One line; the kind of error only where its message was not written for users."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted (Ctrl-C or a signal to stop)"
-    message = (str(error).splitlines() or [""])[0]
-    if isinstance(error, ValueError | OSError | RuntimeError) and message:
+    message = (_one_line(error).splitlines() or [""])[0]
+    if isinstance(error, ValueError | OSError | RuntimeError | MemoryError) and message:
         return message
     return f"{type(error).__name__}: {message}" if message else type(error).__name__

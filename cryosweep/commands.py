@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -269,4 +270,13 @@ def ui(arguments: argparse.Namespace) -> int:
     }
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     command += ["--host", "127.0.0.1", "--port", str(arguments.port), "--workers", "1"]
-    return subprocess.run(command, env=environment, check=False).returncode
+    server = subprocess.Popen(command, env=environment)
+
+    def terminate(*_: object) -> None:
+        server.terminate()
+
+    before = signal.signal(signal.SIGTERM, terminate)  # else `kill` would leave the server behind
+    try:
+        return server.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)

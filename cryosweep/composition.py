@@ -277,6 +277,8 @@ class _Planner:
         if "hydra/launcher/joblib" in text or "hydra/launcher/submitit" in text:
             extra = "parallel" if "joblib" in text else "slurm"
             return f"{text}; install it with: pip install 'cryosweep[{extra}]'"
+        if "hydra/launcher/" in text:
+            return f"{text}; there are basic, joblib, submitit_local and submitit_slurm"
         return text
 
 

@@ -549,7 +549,7 @@ def pose_moves_figure(turns: Array, shifts: Array, *, rotation_extent: float, sh
     share = float(np.mean(np.asarray(outside) > NEAR_EXTENT))
     figure.suptitle(
         f"Moves of {len(turns):,} particles against the extents per axis (red): {share:.1%} within 5 % of a "
-        f"limit on some axis; up to {AT_LIMIT:.0%} is well", fontsize=11,
+        f"limit on some axis; up to {AT_LIMIT:.0%} is good", fontsize=11,
     )  # fmt: skip
     return figure
 
@@ -728,7 +728,7 @@ def views_figure(histogram: ViewHistogram, *, scf: float) -> Figure:
     figure.suptitle(
         f"Viewing directions of {int(histogram.count.sum()):,} particles: {empty:.0%} of the fields are "
         f"empty, the fullest holds {float(relative.max()):.1f} times its share;\nSCF* {scf:.2f} "
-        f"({LEAST_SCF:g} or more is well)", fontsize=10,
+        f"({LEAST_SCF:g} or more is good)", fontsize=10,
     )  # fmt: skip
     return figure
 
@@ -789,7 +789,7 @@ def conical_fsc_figure(curves: Array, *, frequency: Array, pixel_size: float, cf
     axes.set_ylabel("Fourier shell correlation within a cone")
     verdict = "even" if cfar >= LEAST_CFAR else "UNEVEN"
     axes.set_title(
-        f"FSC by direction, under the aligning mask: cFAR {cfar:.2f} ({LEAST_CFAR:g} or more is well; "
+        f"FSC by direction, under the aligning mask: cFAR {cfar:.2f} ({LEAST_CFAR:g} or more is good; "
         f"{verdict})", fontsize=11,
     )  # fmt: skip
     axes.legend(fontsize=9)

@@ -137,7 +137,7 @@ def local_resolution(
         step: Å between windows; 0.2 of their width by default.
 
     Raises:
-        ValueError: shapes differ, the mask is empty, or the window or the step is too small.
+        ValueError: shapes differ, the mask is empty, or the window or the step does not fit the box.
     """
     if not half_a.shape == half_b.shape == mask.shape:
         raise ValueError(
@@ -146,8 +146,13 @@ def local_resolution(
         )
     if not 0 < threshold < 1:
         raise ValueError(f"a threshold of {threshold:g} must lie between 0 and 1")
+    box_size = int(mask.shape[-1])
+    if window_width > box_size * pixel_size:
+        raise ValueError(
+            f"a window of {window_width:g} Å is wider than the box of {box_size * pixel_size:g} Å; give less"
+        )
     window = soft_window(window_width, pixel_size=pixel_size, device=mask.device).to(mask.dtype)
-    size, box_size = int(window.shape[-1]), int(mask.shape[-1])
+    size = int(window.shape[-1])
     step_px = max(1, round((STEP_PER_WIDTH * window_width if step is None else step) / pixel_size))
     # a grid about the box centre that reaches beyond the box on both sides
     reach = math.ceil((box_size // 2 + 1) / step_px)

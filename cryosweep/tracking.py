@@ -497,6 +497,8 @@ def _store_errors(uri: str) -> Generator[None]:
 
 def _cannot_use(uri: str, error: Exception) -> str:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
+    if "Max retries exceeded" in reason:  # the libraries below nest their messages
+        reason = "the server does not answer"
     return (
         f"tracking.uri={uri}: the tracking store cannot be used: {reason}; "
         f"mend it, give another, or set tracking.enabled=false"

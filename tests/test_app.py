@@ -3,6 +3,8 @@
 import contextlib
 import json
 import logging
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -146,6 +148,49 @@ def test_faults_are_refused_together(
     monkeypatch.setenv("CRYOSWEEP_TRACEBACK", "1")
     with pytest.raises(ValueError, match="2 faults"):
         app.main(faulty)
+
+
+def test_a_full_memory_and_a_file_are_said_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for error, told in (
+        (MemoryError(), "there is not enough memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you"), "not enough memory"),
+        (OSError(28, "No space left on device"), "the disk of the output: no space left; free some"),
+        (PermissionError(13, "Permission denied", "/there"), "cryosweep check: /there: Permission denied\n"),
+    ):
+
+        def fail(_: object, error: Exception = error) -> int:
+            raise error
+
+        monkeypatch.setattr(app, "check", fail)
+        assert app.main(["check"]) == 1
+        text = capsys.readouterr().err
+        assert told in text
+        assert text.count("\n") == 1
+
+
+def test_a_job_on_a_full_disk_ends_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not even the reason may find room; the sweep goes on, and the job counts as killed."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("cryosweep.study.sweep.record_run", full)
+    app._fail(None, tmp_path, "FAILED", MemoryError())  # pyright: ignore[reportPrivateUsage]
+    assert "could not be told that the job ended: [Errno 28]" in caplog.text
+    assert app._reason(MemoryError()).startswith("there is not enough memory")  # pyright: ignore[reportPrivateUsage]
+
+
+def test_results_that_cannot_be_written_are_refused(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(app.os, "access", lambda *_: False)
+    assert app.main(["check"]) == 2
+    assert "cannot be written to" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_the_configuration_can_be_printed(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -339,14 +384,24 @@ def test_the_ui_serves_this_machine_only(
     assert "is a server already" in capsys.readouterr().err
     started: list[tuple[list[str], dict[str, str]]] = []
 
-    def start(command: list[str], *, env: dict[str, str], check: bool) -> subprocess.CompletedProcess[str]:
-        started.append((command, env))
-        return subprocess.CompletedProcess(command, 0)
+    ended: list[bool] = []
 
-    monkeypatch.setattr(subprocess, "run", start)
+    class Server:
+        def __init__(self, command: list[str], *, env: dict[str, str]) -> None:
+            started.append((command, env))
+
+        def wait(self) -> int:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return 0
+
+        def terminate(self) -> None:
+            ended.append(True)
+
+    monkeypatch.setattr(subprocess, "Popen", Server)
     out.mkdir()
     (out / "mlflow.db").touch()
     assert app.main(["ui", "--port", "5001"]) == 0
+    assert ended == [True]  # `kill` of the command ends the server too
     ((command, env),) = started
     assert command[command.index("--host") + 1] == "127.0.0.1"
     assert command[command.index("--workers") + 1] == "1"

@@ -305,7 +305,7 @@ def test_conical_fsc_figure_states_cfar() -> None:
     frequency = np.arange(1, 17) / 112.0
     curves = np.stack([1.0 / (1.0 + (frequency * width) ** 6) for width in (8.0, 12.0, 16.0)])
     figure = conical_fsc_figure(curves, frequency=frequency, pixel_size=PIXEL_SIZE, cfar=0.4)
-    assert "cFAR 0.40 (0.5 or more is well; UNEVEN)" in texts(figure)
+    assert "cFAR 0.40 (0.5 or more is good; UNEVEN)" in texts(figure)
     assert "all 3 cones" in texts(figure)
     drawn(figure)
 

@@ -17,7 +17,7 @@ import yaml
 
 from cryosweep import composition, file_commands
 from cryosweep.anisotropy import sampling_compensation
-from cryosweep.file_commands import fsc
+from cryosweep.file_commands import fsc, shared
 from cryosweep.fourier import gaussian_filter, high_pass, low_pass
 from cryosweep.fulcrum import interface
 from cryosweep.geometry import angle_between
@@ -741,6 +741,7 @@ def test_half_maps_that_do_not_belong_are_refused(simulated: Path, here: Path) -
         (("volume", "map.mrc", "-o", "v.mrc", "--box", 24, "--or", "map.mrc"), r"^map\.mrc has 48 px of 7 Å"),
         (("volume", "map.mrc", "-o", "v.mrc", "--dilate", "5q"), "^--dilate: '5q' is not a length"),
         (("volume", "map.mrc", "-o", "v.mrc", "--low-pass", 0), "^--low-pass: a resolution must be above"),
+        (("volume", "map.mrc", "-o", "v.mrc", "--low-pass", 5), "^--low-pass 5: lies beyond Nyquist, 14 Å"),
         (("volume", "map.mrc", "-o", "v.mrc", "--threshold", "x"), "^--threshold x: must be a number"),
         (("volume", "map.mrc", "-o", "v.mrc", "--threshold", "nan"), "^--threshold nan: must be a number"),
         (("volume", "map.mrc", "-o", "v.mrc", "--box", 7.5), r"^--box 7\.5: must be a whole number"),
@@ -766,6 +767,8 @@ def test_half_maps_that_do_not_belong_are_refused(simulated: Path, here: Path) -
         ),
         (("fulcrum", "--marker", "nosuch.cmm", "--map", "map.mrc"), r"^nosuch\.cmm: there is no such file"),
         (("reconstruct", "nosuch.star", "-o", "run"), r"^nosuch\.star: there is no such file"),
+        (("fulcrum", "--mask", "zeros.mrc"), r"^zeros\.mrc: the mask is empty, 0 everywhere"),
+        (("reconstruct", ".", "-o", "run"), r"^\. is a folder; name the file in it"),
         (("reconstruct", "text.star", "-o", "run"), "one table of particles"),
         (("reconstruct", "text.star", "-o", "half_a/run"), "the folder half_a does not exist"),
         (("fsc", "half_a.mrc", "half_a.mrc", "-o", "f.csv"), "both half maps are this file"),
@@ -798,9 +801,53 @@ def test_what_cannot_be_done_is_refused_and_leaves_nothing(
 ) -> None:
     (here / "text.star").write_text("data_none\n\n_rlnSomething 1\n")
     write_map(here / "ball.mrc", spherical_mask(24, outer_px=10, inner_px=4), pixel_size=2.0)
+    write_map(here / "zeros.mrc", torch.zeros(24, 24, 24), pixel_size=2.0)
     with unchanged(here), pytest.raises(ValueError, match=message) as refused:
         run(*command)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("output", ["f.csv", "new"])
+def test_a_folder_that_cannot_be_written_to_is_refused(
+    output: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared.os, "access", lambda *_: False)
+    command = (
+        (*SIMULATE, "-o", output) if output == "new" else ("fsc", "half_a.mrc", "half_b.mrc", "-o", output)
+    )
+    with unchanged(here), pytest.raises(ValueError, match="cannot be written to; give another"):
+        run(*command)
+
+
+def test_a_stop_at_the_limit_names_the_option(
+    simulated: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    star, few = simulated / "particles.star", ("--iterations", 1, "--mask", "sphere")
+    assert run("consensus", star, "-o", "c", *few, "--initial-lowpass", 30) == 0
+    assert "raise --iterations" in capsys.readouterr().out
+
+
+def test_boxes_and_hinges_that_do_not_fit_are_refused(simulated: Path, here: Path) -> None:
+    star = simulated / "particles.star"
+    odd = ("subtract", star, "--keep", "map.mrc", "--box-size", 31, "-o", "sub")
+    far = (
+        "twin",
+        star,
+        "half_a.mrc",
+        "half_b.mrc",
+        "--domain",
+        "map.mrc",
+        "--hinge",
+        "999,1,1",
+        "-o",
+        "twin",
+    )
+    for command, message in (
+        (odd, "^--box-size 31: RELION's boxes are even"),
+        (far, "^--hinge 999,1,1: lies out"),
+    ):
+        with unchanged(here), pytest.raises(ValueError, match=message):
+            run(*command)
 
 
 def test_what_exists_is_replaced_when_asked(here: Path, simulated: Path) -> None:

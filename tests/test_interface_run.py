@@ -15,7 +15,7 @@ from cryosweep import app, composition
 from cryosweep.config import JobConfig
 from cryosweep.fulcrum import contact
 from cryosweep.io import read_map, read_marker, write_map
-from cryosweep.job import check_job
+from cryosweep.job import check_job, checks
 from cryosweep.job.data import Data
 from cryosweep.job.fulcrum import interface_point
 from cryosweep.job.masks import aligning_mask, mask_base, mask_origin
@@ -208,3 +208,33 @@ def test_a_run_about_an_interface_leaves_its_marker_and_says_how_well_it_is_know
     half = BOX // 2 * PIXEL
     point = np.array(read_marker(folder / "fulcrum.cmm")) - half - np.array(map.origin)
     assert np.linalg.norm(point - load_ribosome().hinges["head"].numpy()) < 15.0
+
+
+def test_what_no_run_could_use_is_told_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a user's particles: the folder of a job, a point outside, a threshold above the map, no marker."""
+    monkeypatch.chdir(tmp_path)
+    write_map(tmp_path / "domain.mrc", ball(8, (0, 0, 10)), pixel_size=PIXEL)
+    monkeypatch.setattr(checks, "read_relion", lambda _: PARTICLES)
+    user = ("data=relion", "data.star=run_data.star", "mask_base=file", "mask_base.path=domain.mrc")
+
+    def faults(*overrides: str) -> list[str]:
+        (config,) = composition.make_plan([*user, *overrides], multirun=False).jobs
+        return check_job(config)
+
+    high = ("mask.threshold_unit=absolute", "mask.threshold=1")
+    assert faults() == []
+    assert faults("mask.threshold_unit=absolute", "mask.threshold=0.99", "mask_base.smoothing=5") == []
+    assert faults(*high) == [
+        "mask.threshold=1: no voxel of domain.mrc lies above it (its maximum is 1); lower the threshold"
+    ]
+    assert faults("fulcrum=px", "fulcrum.position=[0,31.5,63]") == []
+    (fault,) = faults("fulcrum=px", "fulcrum.position=[99,2,3]")
+    assert fault.startswith("fulcrum.position=[99.0, 2.0, 3.0] px: lies outside the 64 px box")
+    assert faults("fulcrum=marker", "fulcrum.path=nosuch.cmm") == ["nosuch.cmm: there is no such file"]
+    assert faults("fulcrum=marker", "fulcrum.position=[0,100,335]") == []
+    (fault,) = faults("fulcrum=marker", "fulcrum.position=[400,100,100]")
+    assert "the fulcrum (232.0, -68.0, -68.0) Å from the box centre lies outside the box" in fault
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    (fault,) = faults("data.star=.")
+    assert fault == "data.star=.: a folder; name the STAR file in it, such as run_data.star"

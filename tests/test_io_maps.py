@@ -219,6 +219,14 @@ def test_stack_written_in_parts(tmp_path, half_precision):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_stack_has_its_disk_before_it_is_filled(tmp_path):
+    """A page that finds no room is a bus error, which no program can report."""
+    with open_stack_for_writing(tmp_path / "images.mrcs", count=64, box_size=64, pixel_size=2.5) as stack:
+        (made,) = tmp_path.iterdir()
+        state = made.stat()
+        assert 512 * state.st_blocks >= state.st_size > stack.nbytes
+
+
 def test_interrupted_stack_leaves_nothing(tmp_path):
     def interrupted():
         with open_stack_for_writing(tmp_path / "images.mrcs", count=5, box_size=6, pixel_size=2.5) as stack:

@@ -219,6 +219,13 @@ def test_positive_b_factors_damp(project):
     assert particles.notes == ()
 
 
+def test_a_defocus_in_another_unit_is_said(project):
+    assert not any("rlnDefocusU" in note for note in read_particles(relion31(project)).notes)
+    particles = read_particles(relion31(project, rlnDefocusU=["1.2", "1.3", "1.4", "1.5"]))
+    (note,) = [note for note in particles.notes if "rlnDefocusU" in note]
+    assert "is 1.35 in the median; it is read as Å" in note
+
+
 def test_aberrations_are_read_and_said(project):
     neutral = OPTICS | {
         "rlnBeamTiltX": ["0", "0.0"],

@@ -56,6 +56,10 @@ def test_a_run_leaves_a_sharpened_map_and_if_asked_the_local_resolution(tmp_path
 def test_windows_and_numbers_that_cannot_be_are_refused_beforehand() -> None:
     (job,) = make_plan(["postprocessing.local_resolution_window=20"], multirun=False).jobs
     assert any("local_resolution_window=20: too narrow" in fault for fault in check_job(job))
+    (job,) = make_plan(["postprocessing.local_resolution_window=2000"], multirun=False).jobs
+    assert any(
+        "local_resolution_window=2000: wider than the box of 336 Å" in fault for fault in check_job(job)
+    )
     with pytest.raises(ConfigFaults) as caught:
         make_plan(
             ["postprocessing.b_factor=9000", "postprocessing.guinier_from=0",

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from cryosweep.io.maps import read_map
+from cryosweep.study import figures
 from cryosweep.study.comparison import SCORE, TIED, TRUTH_SCORE, Comparison, compare, load_runs
 from cryosweep.study.meshes import MOST_FACES, STEP, surface_figure
 from cryosweep.study.pictures import contour_level
@@ -344,3 +345,21 @@ def test_the_page_fits_narrow_windows(
     finally:
         browser.resize(1400, 1000)
     assert browser.complaints() == []
+
+
+def test_axes_of_swept_keys_have_the_units_of_the_configuration() -> None:
+    """Each key of conf/ that is said to be a length, an angle or the like has that unit in the figures."""
+    words = {"degrees": "°", "Å^2": "Å²"}
+    line = re.compile(r"^ *(\w+):[^#\n]*# (Å\^2|Å|degrees|kDa|kV|px|mm)(?![\w^/])", re.MULTILINE)
+    said = {
+        key: words.get(unit, unit)
+        for path in sorted((Path(__file__).parents[1] / "conf").rglob("*.yaml"))
+        for key, unit in line.findall(path.read_text(encoding="utf-8"))
+    }
+    assert len(said) > 25
+    ambiguous = {"position", "point", "hinge", "marker"}  # never a single number
+    told = {key: unit for unit, keys in figures.UNITS.items() for key in keys}
+    assert {key: unit for key, unit in said.items() if key not in ambiguous} == told
+    assert figures.with_unit("mask.dilation_radius", ["0", "7"]) == "mask.dilation_radius (Å)"
+    assert figures.with_unit("mask.dilation_radius", ["0", "7px"]) == "mask.dilation_radius"
+    assert figures.with_unit("fulcrum", ["hinge", "px"]) == "fulcrum"

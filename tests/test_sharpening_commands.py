@@ -112,6 +112,9 @@ def test_local_resolution_writes_what_the_library_makes(
     assert ends == sorted(ends)
     assert ends[0] >= 2 * PIXEL
     assert ends[-1] <= found.floor + 0.01
+    # `key true` of the colouring commands is for the interactive window, says ChimeraX's User Guide
+    (key,) = [line for line in script if line.startswith("key ")]
+    assert [float(value) for value in re.findall(r"#\w{6}:([\d.]+)", key)] == [round(end, 1) for end in ends]
 
 
 def test_a_threshold_within_the_noise_is_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,6 +135,11 @@ def test_a_threshold_within_the_noise_is_said(here: Path, capsys: pytest.Capture
         (("local-resolution", *HALVES, "-o", "l.mrc", "--threshold", 1.5), r"^--threshold 1\.5: must lie"),
         (("local-resolution", *HALVES, "-o", "l.mrc", "--window", "5px"), "too few for an FSC; give 14.4 Å"),
         (("local-resolution", *HALVES, "-o", "l.mrc", "--window", "5q"), "^--window: '5q' is not a length"),
+        (
+            ("local-resolution", *HALVES, "-o", "l.mrc", "--window", 5000),
+            "^--window 5000: wider than the box",
+        ),
+        (("local-resolution", *HALVES, "-o", "l.mrc", "--step", 0), "^--step 0: must be above 0 Å"),
         (("local-resolution", *HALVES, "-o", "l.cxc"), r"^l\.cxc is named twice"),
     ],
 )

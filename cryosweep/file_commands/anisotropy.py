@@ -92,7 +92,8 @@ def anisotropy(arguments: argparse.Namespace) -> int:
             )  # fmt: skip
             figure.savefig(files[1], dpi=110, format=plot.suffix.lower().removeprefix("."))
     worst = cones.directions[int(cones.areas.argmin())].tolist()
-    say(f"cFAR {cones.cfar:.2f} over {len(cones.areas)} cones, to {reached / 1.25:.2f} Å")
+    finest = max(reached / 1.25, 2.0 * a.pixel_size)
+    say(f"cFAR {cones.cfar:.2f} over {len(cones.areas)} cones, to {finest:.2f} Å")
     say(f"least signal along ({', '.join(f'{value:.2f}' for value in worst)})")
     scf = None if views is None else sampling_compensation(views)
     if views is not None:

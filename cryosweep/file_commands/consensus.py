@@ -142,7 +142,8 @@ def consensus(arguments: argparse.Namespace) -> int:
         _write(making, particles, found, settings.rotation_extent, settings.shift_extent)
     checkpoint.remove()
     last, result = found.refinement.records[-1], found.refinement
-    say(f"{folder}: {len(result.records)} iterations; {result.stop.value}")
+    stop = result.stop.value.replace("refinement.max_iterations", "--iterations")
+    say(f"{folder}: {len(result.records)} iterations; {stop}")
     say(
         f"median change of rotation {float(result.rotation_change.median()):.1f}°, of shift "
         f"{float(result.shift_change.median()):.1f} Å; {last.at_rotation_extent:.0%} and "

@@ -90,6 +90,11 @@ def local_resolution(arguments: argparse.Namespace) -> int:
         None if text is None else length_of(flag, text, pixel_size)
         for flag, text in (("--window", arguments.window), ("--step", arguments.step))
     )
+    if step == 0.0:
+        raise ValueError("--step 0: must be above 0 Å")
+    if width is not None and width > a.data.shape[-1] * pixel_size:
+        box = a.data.shape[-1] * pixel_size
+        raise ValueError(f"--window {arguments.window}: wider than the box of {box:g} Å; give less")
     half_maps = HalfMaps(a.data, b.data, pixel_size)
     with shown_progress() as progress:
         progress.start(1, "correlating in windows")
@@ -170,12 +175,16 @@ def chimerax_script(shown: Path, resolution: Path, *, level: float, ends: tuple[
 
     low, high = ends
     near, there = (os.path.relpath(path, resolution.parent) for path in (shown, resolution))
-    palette = f"{low:.2f},{BLUE}:{0.5 * (low + high):.2f},#F2F2F2:{high:.2f},{VERMILION}"
+    colours = {low: BLUE, 0.5 * (low + high): "#F2F2F2", high: VERMILION}
+    palette = ":".join(f"{value:.2f},{colour}" for value, colour in colours.items())
+    key = " ".join(f"{colour}:{value:.1f}" for value, colour in colours.items())
     return (
         f'open "{near}" id 1\n'
         f'open "{there}" id 2\n'
         f"volume #1 style surface step 1 level {level:.6g}\n"
         f"hide #2 models\n"
-        f"color sample #1 map #2 palette {palette} key true\n"
+        f"color sample #1 map #2 palette {palette}\n"
+        f"key {key} numericLabelSpacing proportional\n"
+        f'2dlabels text "local resolution (Å)" xpos 0.7 ypos 0.14 size 18\n'
         f"view\n"
     )

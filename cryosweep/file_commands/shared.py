@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import tempfile
 from collections.abc import Generator, Sequence
@@ -201,6 +202,8 @@ def check_file(path: Path) -> None:
     Raises:
         ValueError: there is none.
     """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name the file in it")
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file")
 
@@ -279,6 +282,8 @@ def check_outputs(outputs: Sequence[Path], inputs: Sequence[Path], *, overwrite:
     for number, path in enumerate(outputs):
         if not path.parent.is_dir():
             raise ValueError(f"{path}: the folder {path.parent} does not exist; make it first")
+        if not os.access(path.parent, os.W_OK):
+            raise ValueError(f"{path}: the folder {path.parent} cannot be written to; give another")
         if path.is_dir():
             raise ValueError(f"{path} is a folder; give the name of a file")
         if path.resolve() in {other.resolve() for other in (*inputs, *outputs[:number])}:
@@ -296,6 +301,8 @@ def filling(folder: Path, *, overwrite: bool) -> Generator[Path]:
     """
     if not folder.parent.is_dir():
         raise ValueError(f"{folder}: the folder {folder.parent} does not exist; make it first")
+    if not os.access(folder.parent, os.W_OK):
+        raise ValueError(f"{folder}: the folder {folder.parent} cannot be written to; give another")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; give the name of a folder")
     is_new = not folder.exists()

@@ -246,6 +246,8 @@ def _frame(
         raise ValueError(
             f"--box-size {arguments.box_size}: must be from 8 px up to the {old} px of the images"
         )
+    if arguments.box_size is not None and size % 2:
+        raise ValueError(f"--box-size {size}: RELION's boxes are even; give an even number of px")
     if not arguments.recentre:
         move = ((old // 2 - size // 2) * particles.pixel_size,) * 3
         return _Frame(None, size, _moved(origin, move))

@@ -16,6 +16,7 @@ from cryosweep.file_commands.shared import (
     check_same_grid,
     chosen_device,
     filling,
+    numbers,
     point_of,
     read_half_maps,
     read_mask_file,
@@ -182,7 +183,14 @@ def _settings(arguments: argparse.Namespace, map: Map) -> TwinSettings:
 
     hinge = None
     if arguments.hinge is not None:
-        hinge = map.from_centre(point_of("--hinge", arguments.hinge))
+        given = point_of("--hinge", arguments.hinge)
+        if any(not 0.0 <= place < map.data.shape[-1] for place in map.to_px(given)):
+            raise ValueError(
+                f"--hinge {arguments.hinge}: lies outside the map, whose first voxel is at "
+                f"{numbers(map.origin)} Å and whose box is {map.data.shape[-1] * map.pixel_size:g} Å wide; "
+                "give Å as a marker on the map shows them"
+            )
+        hinge = map.from_centre(given)
     return TwinSettings(
         rotation_spread=arguments.rotation_spread,
         shift_spread=arguments.shift_spread,

@@ -221,6 +221,8 @@ def _filter(flag: str, length: float, pixel_size: float) -> Change:
         return lambda made: gaussian_filter(made, sigma=length, pixel_size=pixel_size)
     if length == 0.0:
         raise ValueError(f"{flag}: a resolution must be above 0 Å")
+    if length < 2.0 * pixel_size:
+        raise ValueError(f"{flag} {length:g}: lies beyond Nyquist, {2.0 * pixel_size:g} Å")
     if flag == "--high-pass":
         return lambda made: high_pass(made, resolution=length, pixel_size=pixel_size)
     return lambda made: low_pass(made, resolution=length, pixel_size=pixel_size, edge="centred")

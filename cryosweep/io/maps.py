@@ -79,7 +79,8 @@ def read_map(path: Path) -> Map:
         raise ValueError(f"{path}: the file is shorter than its header says, or of an unknown MRC mode.")
     if data.ndim != 3 or len(set(data.shape)) != 1:
         raise ValueError(
-            f"{path}: a cubic volume is needed, but the file holds an array of shape {data.shape}."
+            f"{path}: a cubic volume is needed, but the file holds an array of shape {data.shape}; put it on "
+            "the grid of the particles' map, for instance in ChimeraX with volume resample #1 onGrid #2."
         )
     if np.iscomplexobj(data):
         raise ValueError(f"{path}: the file holds a complex transform; a map in real space is needed.")
@@ -88,8 +89,12 @@ def read_map(path: Path) -> Map:
     # index 0 of the array runs over sections, 1 over rows, 2 over columns
     array = np.transpose(data, [2 - axes.index(axis) for axis in (3, 2, 1)])
     volume = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
-    if not bool(torch.isfinite(volume).all()):
-        raise ValueError(f"{path}: the map holds values that are not finite.")
+    wrong = int((~torch.isfinite(volume)).sum())
+    if wrong:
+        raise ValueError(
+            f"{path}: {wrong} of the {volume.numel()} voxels are not finite (NaN or infinite); make the map "
+            "again, or set them to 0."
+        )
     starts = (int(header.nxstart), int(header.nystart), int(header.nzstart))
     record = (float(header.origin.x), float(header.origin.y), float(header.origin.z))
     by_start = tuple(starts[axes.index(axis)] * pixel_size for axis in (1, 2, 3))
@@ -108,6 +113,8 @@ def read_mask(path: Path) -> Map:
     """
     mask = read_map(path)
     low, high = float(mask.data.min()), float(mask.data.max())
+    if low == high == 0.0:
+        raise ValueError(f"{path}: the mask is empty, 0 everywhere; lower the threshold it was cut at")
     if low < -1e-3 or high > 1.001 or high <= 0.0:
         raise ValueError(
             f"{path}: a mask holds values from 0 to 1, this map {low:g} to {high:g}; "
@@ -199,6 +206,7 @@ def open_stack_for_writing(
 
     Raises:
         ValueError: `count`, `box_size` or `pixel_size` is not above 0.
+        OSError: the disk has no room for all of it.
     """
     if count < 1 or box_size < 1:
         raise ValueError(f"{path}: a stack needs images, not {count} of {box_size} px.")
@@ -207,11 +215,19 @@ def open_stack_for_writing(
     with replacing(path) as temporary:
         file: Any = mrcfile.new_mmap(temporary, (count, box_size, box_size), mrc_mode=mode, overwrite=True)
         with file:
+            _claim_disk(temporary)
             file.set_image_stack()
             file.voxel_size = pixel_size
             file.header.label[0] = _LABEL
             yield file.data
             file.reset_header_stats()  # "not determined": to know them would mean reading it all again
+
+
+def _claim_disk(path: Path) -> None:
+    """Take the blocks of a file now: a full disk met while an array is mapped onto it kills the process."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 @contextmanager

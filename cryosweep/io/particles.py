@@ -30,6 +30,8 @@ from cryosweep.io.maps import has_map_tag, replacing
 CtfDamping = Literal["relion", "absolute", "none"]
 
 _ANGLES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
+# Å; images with less hold hardly any contrast, so that a smaller number is most likely of another unit.
+LEAST_DEFOCUS = 100.0
 _DEFOCUS = ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle")
 _MICROSCOPE = ("rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast")
 _TILT = ("rlnBeamTiltX", "rlnBeamTiltY")
@@ -591,6 +593,12 @@ def _optics(
             notes = (f"{where}: rlnCtfBfactor and rlnCtfScalefactor are ignored (data.ctf_damping=none).",)
         b_factor, scale = np.zeros_like(b_factor), np.ones_like(scale)
     defocus_u, defocus_v, astigmatism_angle = (_numbers(table, label, where) for label in _DEFOCUS)
+    typical = float(np.median(np.abs(defocus_u))) if len(defocus_u) else 0.0
+    if 0.0 < typical < LEAST_DEFOCUS:
+        notes += (
+            f"{where}: rlnDefocusU is {typical:g} in the median; it is read as Å, and a defocus of less than "
+            f"{LEAST_DEFOCUS:g} Å is unusual (µm times 10000 are Å).",
+        )
     phase_shift = _numbers(table, "rlnPhaseShift", where, default=0.0)
     columns = (
         defocus_u,

@@ -46,6 +46,8 @@ def check_job(config: JobConfig) -> list[str]:
             wrong = rules.mask_values(float(volume.data.min()), float(volume.data.max()))
             found += [] if wrong is None else [f"{path}: {wrong}"]
     base = config.mask_base
+    if isinstance(base, schemas.FileBase):  # smoothing lowers its maximum at most
+        found += _thresholds_above(config, base.path)
     if isinstance(base, schemas.RegionsBase):
         if base.marker is not None:
             _attempt(found, lambda path=base.marker: read_markers(_existing(path)))
@@ -57,9 +59,20 @@ def check_job(config: JobConfig) -> list[str]:
             f"postprocessing.local_resolution_window={window:g}: too narrow for an FSC at {box[1]:g} Å per "
             f"px; give {MIN_WIDTH_PX * box[1]:g} Å or more"
         )
+    if window is not None and box is not None and window > box[0] * box[1]:
+        found.append(
+            f"postprocessing.local_resolution_window={window:g}: wider than the box of {box[0] * box[1]:g} Å"
+        )
     fulcrum = config.fulcrum
-    if isinstance(fulcrum, schemas.FulcrumMarker) and fulcrum.path is not None:
-        _attempt(found, lambda path=fulcrum.path: read_marker(Path(path)))
+    if isinstance(fulcrum, schemas.FulcrumMarker):
+        _attempt(found, lambda: _check_marker(fulcrum, config, box))
+    if isinstance(fulcrum, schemas.FulcrumPx) and box is not None:
+        outside = [value for value in fulcrum.position if not 0.0 <= value <= box[0] - 1]
+        if outside and not isinstance(config.data, schemas.SimulatedData):  # said of those earlier
+            found.append(
+                f"fulcrum.position={list(fulcrum.position)} px: lies outside the {box[0]} px box; a px is "
+                f"{box[1]:g} Å"
+            )
     if isinstance(fulcrum, schemas.Interface) and isinstance(config.mask, schemas.MaskFile):
         for path in fulcrum.parts:  # a finished mask gives no threshold to cut maps at
             if Path(path).is_file():
@@ -94,6 +107,43 @@ def _bands_beyond_nyquist(config: JobConfig, nyquist: float) -> list[str]:
         if value is not None
     )
     return [str(each) for each in found if each is not None]
+
+
+def _check_marker(fulcrum: schemas.FulcrumMarker, config: JobConfig, box: tuple[int, float] | None) -> None:
+    """Refuse a marker that lies outside the box of the particles, in the frame of the starting half maps."""
+    position = fulcrum.position if fulcrum.path is None else read_marker(_existing(fulcrum.path))
+    consensus, origin = config.consensus, (0.0, 0.0, 0.0)
+    if position is None or box is None:
+        return
+    if isinstance(consensus, schemas.ConsensusFiles):
+        if not Path(consensus.half_a).is_file():  # said already
+            return
+        origin = read_map(Path(consensus.half_a)).origin
+    half = box[0] // 2 * box[1]
+    point = [place - start - half for place, start in zip(position, origin, strict=True)]
+    outside = rules.fulcrum_in_box(point, box_length=box[0] * box[1])
+    if outside is not None:
+        given = fulcrum.path or f"fulcrum.position={list(position)}"
+        raise ValueError(f"{given}: {outside}")
+
+
+def _thresholds_above(config: JobConfig, path: str) -> list[str]:
+    """Thresholds in map units that no voxel of the mask base exceeds."""
+    asked = {
+        f"{name}.threshold": group.threshold
+        for name, group in (("mask", config.mask), ("scoring", config.scoring))
+        if isinstance(group, schemas.SoftMask | schemas.SoftScoring)
+        and group.threshold_unit is schemas.ThresholdUnit.absolute
+    }
+    try:
+        highest = float(read_volume(path).data.max()) if asked else 0.0
+    except (ValueError, OSError):  # said already
+        return []
+    return [
+        f"{key}={value:g}: no voxel of {path} lies above it (its maximum is {highest:g}); lower the threshold"
+        for key, value in asked.items()
+        if value >= highest
+    ]
 
 
 def _existing(path: str) -> Path:

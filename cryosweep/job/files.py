@@ -24,6 +24,8 @@ def read_relion(data: schemas.RelionData | schemas.TwinData) -> Particles:
         ValueError: there is no such file, or it cannot be used.
     """
     path = Path(data.star)
+    if path.is_dir():
+        raise ValueError(f"data.star={data.star}: a folder; name the STAR file in it, such as run_data.star")
     if not path.is_file():
         raise ValueError(f"data.star={data.star}: there is no such file")
     is_twin = isinstance(data, schemas.TwinData)
@@ -101,7 +103,8 @@ def check_grid(volume: Map, path: str, box_size: int, pixel_size: float) -> None
     size = int(volume.data.shape[-1])
     if size != box_size:
         raise ValueError(
-            f"{path}: the map's box is {size} px, that of the particles {box_size} px; resample the map first"
+            f"{path}: the map's box is {size} px, that of the particles {box_size} px; "
+            "bring the map on their grid first (cryosweep volume --onto, or --pixel-size and --box)"
         )
     if abs(volume.pixel_size / pixel_size - 1.0) > SAME_PIXEL_SIZE:
         raise ValueError(

@@ -6,6 +6,7 @@ Every figure of a score shows what chance alone does to it: a grey band, or whit
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -45,6 +46,23 @@ from cryosweep.study.comparison import (
 )
 
 Array = NDArray[np.floating[Any]]
+
+# Units of the keys that a sweep may vary, by the last part of their name; conf/ says the same of each.
+UNITS = {
+    "Å": frozenset({
+        "dilation_radius", "soft_padding_width", "keep_padding_width", "smoothing", "step_size",
+        "shift_extent", "shift_prior", "shift_spread", "pose_error_shift", "initial_lowpass",
+        "max_resolution", "signal_lowpass",
+        "band_low", "band_high", "guinier_from", "local_resolution_window", "local_resolution_step",
+        "mask_starts", "mask_near", "mask_far", "defocus_min", "defocus_max", "pixel_size", "resolution",
+    }),
+    "°": frozenset({"rotation_extent", "rotation_prior", "rotation_spread", "pose_error_rotation"}),
+    "Å²": frozenset({"b_factor"}),
+    "kDa": frozenset({"head_mass"}),
+    "px": frozenset({"box_size"}),
+    "kV": frozenset({"voltage"}),
+    "mm": frozenset({"spherical_aberration"}),
+}  # fmt: skip
 
 # Its annotations refuse arguments that it documents, such as shared_xaxes="columns".
 make_subplots: Any = subplots.make_subplots
@@ -241,6 +259,13 @@ def _scores(comparison: Comparison) -> list[tuple[str, str]]:
     )
 
 
+def with_unit(key: str, values: Sequence[str]) -> str:
+    """A swept key as the title of an axis; its unit is left out where values carry their own (`5px`)."""
+    unit = next((unit for unit, names in UNITS.items() if key.rpartition(".")[2] in names), "")
+    carries = any(re.fullmatch(r"[\d.]+ *[A-Za-zÅ]+", value) for value in values)
+    return key if carries or not unit else f"{key} ({unit})"
+
+
 def _effect_figure(comparison: Comparison, key: str) -> go.Figure:
     """Every run as a point above its value of one parameter, and the mean of each value."""
     scores = _scores(comparison)
@@ -263,7 +288,7 @@ def _effect_figure(comparison: Comparison, key: str) -> go.Figure:
             )  # fmt: skip
     order = [e.value for e in comparison.effects if e.parameter == key and e.score == SCORE]
     figure.update_xaxes(type="category", categoryorder="array", categoryarray=order)
-    figure.update_xaxes(title=key, row=len(scores), col=1)
+    figure.update_xaxes(title=with_unit(key, order), row=len(scores), col=1)
     _style(figure, height=110 + 240 * len(scores))
     figure.update_layout(legend=LEGEND_ABOVE)
     return figure
@@ -330,8 +355,8 @@ def _grid_figure(comparison: Comparison, across: str, up: str) -> go.Figure:
             },
             hovertemplate=f"{across} %{{x}}<br>{up} %{{y}}<br>%{{z:+.3f}} from the centre<extra></extra>",
         )  # fmt: skip
-    figure.update_xaxes(type="category", title=across)
-    figure.update_yaxes(type="category", title=up)
+    figure.update_xaxes(type="category", title=with_unit(across, columns))
+    figure.update_yaxes(type="category", title=with_unit(up, rows))
     _style(figure, height=210 + 70 * len(rows))
     figure.update_layout(margin={"t": 80})
     figure.update_annotations(font={"size": 13})

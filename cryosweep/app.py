@@ -204,6 +204,8 @@ def _count_finished(plan: Plan) -> int:
     inputs: dict[tuple[str, ...], dict[str, str]] = {}
     done = 0
     for config in plan.jobs:
+        # as a job of the sweep settles it
+        config.scoring.common_images = job.wants_common_images(config, list(plan.expansion.swept))
         plain = _plain(OmegaConf.structured(config))
         named = tuple(_texts(plain))
         if named not in inputs:

@@ -66,7 +66,8 @@ def test_continued_from_any_iteration_it_ends_alike(scene: Any, kind: str) -> No
         )
 
 
-def test_continued_with_scales_it_ends_alike_to_rounding(scene: Any) -> None:
+def test_continued_with_scales_it_ends_alike_to_rounding(tmp_path: Path) -> None:
+    scene = make_scene(tmp_path, noise=0.8, count=40, scale_spread=0.4)
     settings = replace(SETTINGS, max_iterations=3, scale=True)
     states: list[RefinementState] = []
     whole = local(scene, settings, on_state=states.append)

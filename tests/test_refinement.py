@@ -58,7 +58,7 @@ def blobs(generator, centre, count, radius):
     return Blobs(centre + offsets, sigmas, torch.ones(count, dtype=torch.float64))
 
 
-def make_scene(folder, *, noise, swing_deg=8.0, count=240, seed=3, signal_limit=None):
+def make_scene(folder, *, noise, swing_deg=8.0, count=240, seed=3, signal_limit=None, scale_spread=0.0):
     generator = torch.Generator().manual_seed(seed)
     domain = blobs(generator, DOMAIN_CENTRE, 60, 4.5).volume(BOX)
     body = blobs(generator, torch.tensor([-7.0, 6.0, -6.0], dtype=torch.float64), 60, 4.5).volume(BOX)
@@ -70,6 +70,8 @@ def make_scene(folder, *, noise, swing_deg=8.0, count=240, seed=3, signal_limit=
     # the domain turns about its own centre, which stays where the consensus pose puts it
     moved = ((consensus - true) @ DOMAIN_CENTRE)[:, :2]
     images = project(body, consensus, torch.zeros(count, 2).double()) + project(domain, true, moved)
+    if scale_spread > 0:
+        images *= 1 + scale_spread * torch.randn(count, 1, 1, generator=generator).double()
     images = images + noise * images.std() * torch.randn(images.shape, generator=generator).double()
     # a CTF that is 1 everywhere: what is tested here is the loop
     flat = dict.fromkeys((field.name for field in fields(Optics) if field.name != "even_zernike"), 0.0)

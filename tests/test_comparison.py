@@ -2,11 +2,13 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from cryosweep.rules import Finding
 from cryosweep.study.comparison import (
     COLUMNS,
     GAIN,
@@ -436,6 +438,23 @@ def test_table_keeps_full_precision(head_folder: Path) -> None:
     assert isinstance(comparison.table, pd.DataFrame)
     for run in comparison.runs:
         assert comparison.table.at[run.name, SCORE] == run.summary[SCORE]
+
+
+def test_a_first_run_that_a_rule_calls_an_error_is_said_beside_the_verdict(head_folder: Path) -> None:
+    runs = load_runs([head_folder])
+    first = compare(runs).runs[0]
+
+    def with_finding(level: Literal["error", "warning"], name: str) -> str:
+        found = Finding("R1", level, "a hard edge", "more is advised", "the guide", "Soften it")
+        return compare(
+            [dataclasses.replace(run, findings=(found,)) if run.name == name else run for run in runs]
+        ).findings[0]
+
+    assert with_finding("error", first.name).startswith("The first has an error by the rules")
+    assert "(R1)" in with_finding("error", first.name)
+    others = next(run.name for run in runs if run.name != first.name)
+    for level, name in (("warning", first.name), ("error", others)):
+        assert "error by the rules" not in with_finding(level, name)
 
 
 def test_the_gain_on_the_truth_is_stated_with_its_units(head_folder: Path) -> None:

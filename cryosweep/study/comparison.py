@@ -605,6 +605,7 @@ def compare(
             else _headline(finished, swept, table, noise)
         ),
         findings=(
+            *_error_sentence(finished[0]),
             *(_standing_sentences(replication, finished[0], choices) if replication.n > 1 else ()),
             *_gain_sentence(table, start, noise),
             *_effect_sentences(effects, choices, noise),
@@ -913,6 +914,17 @@ def value_order(values: Iterable[str]) -> list[str]:
     return sorted(set(values), key=rank)
 
 
+def _error_sentence(first: Run) -> tuple[str, ...]:
+    """That a rule calls the run at the top of the table one not to be used, if it does."""
+    codes = list(dict.fromkeys(found.code for found in first.findings if found.level == "error"))
+    if not codes:
+        return ()
+    return (
+        f"The first has an error by the rules of the field ({', '.join(codes)}): its score may owe something "
+        "to what is objected to. See the findings before using it.",
+    )
+
+
 def _effects(runs: Sequence[Run], swept: Sequence[str]) -> tuple[Effect, ...]:
     effects: list[Effect] = []
     for score in (SCORE, TRUTH_SCORE):
@@ -961,8 +973,8 @@ def _headline(
             "Every other run differs by more than that, but with one run per point it stays a candidate."
         )
     caution = (
-        "The bar is a formula for single runs that takes them as independent; it is not a paired test, and "
-        f"the highest of {len(runs)} owes something to luck. Other half-set seeds would turn a candidate "
+        f"{noise:.3f} is by a formula for single runs that takes them as independent, not by a paired test, "
+        f"and the highest of {len(runs)} owes something to luck. Other half-set seeds would turn a candidate "
         "into a result."
     )
     return bar, verdict, caution

@@ -19,7 +19,7 @@ from cryosweep.job.data import Data
 from cryosweep.job.memory import MEMORY, budget_of
 from cryosweep.job.scores import left_out_areas
 from cryosweep.job.starting import Start
-from cryosweep.job.subtraction import Images, images_to_refine
+from cryosweep.job.subtraction import COMMON, Images, images_to_refine
 from cryosweep.progress import Progress
 from cryosweep.reconstruction import HalfMaps, half_map_sums, unfiltered
 from cryosweep.refinement import Refinement
@@ -33,11 +33,6 @@ from cryosweep.study.assessment import (
 from cryosweep.study.store import Store, digest_values
 from cryosweep.subtraction import USABLE_GREY_SCALE, grey_scale
 
-# conf/subtraction/domain.yaml, whatever a run changes of it
-COMMON = schemas.DomainSubtraction(
-    keep_padding_width=4, rest_threshold=0.15, dilation_radius=0, soft_padding_width=14, smoothing=4.0,
-    filter=schemas.RestFilter.fsc,
-)  # fmt: skip
 PREFIX = "common/"
 
 

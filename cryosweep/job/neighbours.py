@@ -16,7 +16,7 @@ from cryosweep.job.data import Data
 from cryosweep.job.masks import cut_mask
 from cryosweep.job.outputs import save_figures
 from cryosweep.job.starting import Start
-from cryosweep.job.subtraction import Images, outside_of
+from cryosweep.job.subtraction import COMMON, Images, outside_of
 from cryosweep.neighbours import (
     expected_truth,
     most_of_truth,
@@ -31,11 +31,8 @@ from cryosweep.study.assessment import Ruler, Score
 from cryosweep.subtraction import USABLE_GREY_SCALE, Rest, grey_scale, rest_of
 
 # The neighbours end where the domain's undilated region begins: what a wider cut leaves, inside the mask, is
-# what does the harm. The other values are those of conf/subtraction/domain.yaml.
-CUT = schemas.DomainSubtraction(
-    keep_padding_width=6.0, rest_threshold=0.15, dilation_radius=0.0, soft_padding_width=14.0, smoothing=4.0,
-    filter=schemas.RestFilter.fsc,
-)  # fmt: skip
+# what does the harm.
+CUT = replace(COMMON, keep_padding_width=6.0)
 # Shells beyond those that the halves share, which a mask mixes with them.
 BEYOND = 4
 MASKS = {"own": "the aligning mask", "frozen": "the scoring mask"}

@@ -28,6 +28,12 @@ from cryosweep.study.assessment import Ruler
 from cryosweep.study.store import Store, digest_values
 from cryosweep.subtraction import Rest, rest_of, share_left, share_removed, subtracted
 
+# conf/subtraction/domain.yaml, whatever a run changes of it: what all runs are measured with
+COMMON = schemas.DomainSubtraction(
+    keep_padding_width=4, rest_threshold=0.15, dilation_radius=0, soft_padding_width=14, smoothing=4.0,
+    filter=schemas.RestFilter.fsc,
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Images:

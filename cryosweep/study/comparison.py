@@ -973,7 +973,7 @@ def _headline(
             "Every other run differs by more than that, but with one run per point it stays a candidate."
         )
     caution = (
-        f"{noise:.3f} is by a formula for single runs that takes them as independent, not by a paired test, "
+        f"{noise:.3f} is by a formula for single runs that takes them as independent; it is not a paired test, "
         f"and the highest of {len(runs)} owes something to luck. Other half-set seeds would turn a candidate "
         "into a result."
     )

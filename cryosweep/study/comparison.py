@@ -973,9 +973,9 @@ def _headline(
             "Every other run differs by more than that, but with one run per point it stays a candidate."
         )
     caution = (
-        f"{noise:.3f} is by a formula for single runs that takes them as independent; it is not a paired test, "
-        f"and the highest of {len(runs)} owes something to luck. Other half-set seeds would turn a candidate "
-        "into a result."
+        f"{noise:.3f} is by a formula for single runs that takes them as independent; it is not a paired "
+        f"test, and the highest of {len(runs)} owes something to luck. Other half-set seeds would turn a "
+        "candidate into a result."
     )
     return bar, verdict, caution
 
